@@ -1,0 +1,217 @@
+"""Geometry of the normalized kernel: distances, neighbor graphs, and maps of them by UMAP."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+
+from losskernel.errors import DataError
+
+
+def kernel_distances(correlation: ArrayLike) -> NDArray[np.float64]:
+    """Distances ``d = sqrt(2 (1 - R))`` of the normalized kernel.
+
+    With loss traces centered and scaled to unit length, ``x_i``, ``R_ij = x_i . x_j`` and
+    ``d_ij = |x_i - x_j|``: the Euclidean distance of the standardized traces. It is 0 for inputs
+    whose losses rise and fall together, sqrt(2) for uncorrelated ones, 2 for opposite ones. An
+    input of zero variance, whose R is 0 by definition, is at sqrt(2) from all others.
+
+    Args:
+        correlation: ``R``, ``(input, input)``, within [-1, 1] up to rounding; its diagonal is not
+            used.
+
+    Returns:
+        ``(input, input)``, zero on the diagonal.
+
+    Raises:
+        DataError: not a square matrix of finite values in [-1, 1].
+    """
+    correlation = _square(correlation, "correlation")
+    lowest, highest = correlation.min(), correlation.max()
+    if lowest < -1 - 1e-5 or highest > 1 + 1e-5:
+        raise DataError(
+            f"correlation: values from {lowest:g} to {highest:g} are not within [-1, 1]; "
+            "give the normalized kernel R, not the covariance K"
+        )
+    distances = 1 - correlation  # then in place: 10,000 inputs make 800 MB
+    np.clip(distances, 0, 2, out=distances)
+    distances *= 2
+    np.sqrt(distances, out=distances)
+    np.fill_diagonal(distances, 0)
+    return distances
+
+
+def nearest_neighbors(
+    distances: ArrayLike, k: int, exclude_labels: ArrayLike | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The exact ``k`` nearest inputs of each input, the input itself excluded.
+
+    With ``exclude_labels``, inputs of equal label are removed before neighbors are chosen, so that
+    each input still has ``k`` neighbors: removed afterwards, an input whose nearest are all of its
+    own label would be left with none.
+
+    Args:
+        distances: ``(input, input)``, finite. Row ``i`` holds the distances from input ``i``.
+        k: neighbors an input.
+        exclude_labels: ``(input,)``; inputs with an equal label are not neighbors.
+
+    Returns:
+        Indices and distances, each ``(input, k)``, nearest first, the smaller index first among
+        equals.
+
+    Raises:
+        DataError: ``distances`` is not square and finite, labels do not fit, or an input has fewer
+            than ``k`` others to choose from.
+    """
+    distances = _square(distances, "distances")
+    n = len(distances)
+    if exclude_labels is None:
+        labels = np.arange(n)
+    else:
+        labels = np.asarray(exclude_labels)
+        if labels.shape != (n,):
+            raise DataError(
+                f"exclude_labels: shape {labels.shape} does not fit {n} inputs; give one label each"
+            )
+    values, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    fewest = n - sizes.max()
+    if not 1 <= k <= fewest:
+        of = "" if exclude_labels is None else f" (those of label {values[sizes.argmax()]!r})"
+        raise DataError(
+            f"neighbors: k = {k} must be from 1 to {fewest}, the fewest eligible inputs{of}"
+        )
+    indices = np.empty((n, k), np.int64)
+    nearest = np.empty((n, k))
+    for i in range(n):
+        eligible = np.flatnonzero(group != group[i])
+        row = distances[i, eligible]
+        # Sorting only what is as near as the k-th keeps ties in the order of their index.
+        near = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1])
+        near = near[np.argsort(row[near], kind="stable")[:k]]
+        indices[i], nearest[i] = eligible[near], row[near]
+    return indices, nearest
+
+
+def umap_graph(indices: ArrayLike, distances: ArrayLike) -> scipy.sparse.csr_matrix:
+    """UMAP's weighted graph of a neighbor graph: the fuzzy union of both directions of each edge.
+
+    Args and errors as for :func:`umap_embedding`.
+
+    Returns:
+        ``(input, input)`` sparse and symmetric, weights in (0, 1], an edge where either input is a
+        neighbor of the other.
+    """
+    return _fit(indices, distances, transform_mode="graph", random_state=0).graph_.tocsr()
+
+
+def umap_embedding(
+    indices: ArrayLike,
+    distances: ArrayLike,
+    n_components: int = 2,
+    min_dist: float = 0.1,
+    seed: int = 0,
+    n_epochs: int | None = None,
+) -> NDArray[np.float32]:
+    """UMAP of a given neighbor graph (McInnes, Healy and Melville 2018, arXiv:1802.03426).
+
+    UMAP sees the graph and nothing else, so pairs that were kept out of it (equal labels) do not
+    attract each other. Where the graph falls into more than ``2 * n_components`` pieces, their
+    positions relative to each other start at random and mean little.
+
+    Args:
+        indices: ``(input, k)`` neighbors of each input, itself not among them, nearest first, as
+            :func:`nearest_neighbors` gives them.
+        distances: ``(input, k)`` distances to them, finite, not negative, not falling along a row.
+        n_components: dimensions of the embedding.
+        min_dist: smallest distance between embedded points, in units of the embedding; smaller
+            gives tighter clumps.
+        seed: the same seed gives the same embedding on the same machine.
+        n_epochs: optimization epochs; None leaves UMAP's choice, 500 up to 10,000 inputs.
+
+    Returns:
+        ``(input, n_components)`` coordinates.
+
+    Raises:
+        DataError: indices or distances are not as above, or there are too few inputs.
+    """
+    if len(np.asarray(indices)) <= n_components + 1:
+        raise DataError(
+            f"umap: {len(np.asarray(indices))} inputs are too few for {n_components} dimensions; "
+            f"give at least {n_components + 2}"
+        )
+    return _fit(
+        indices,
+        distances,
+        n_components=n_components,
+        min_dist=min_dist,
+        random_state=seed,
+        n_epochs=n_epochs,
+    ).embedding_
+
+
+def _fit(indices: ArrayLike, distances: ArrayLike, *, random_state: int, **settings):
+    """A UMAP estimator fitted to a precomputed neighbor graph."""
+    import umap  # here, as it compiles for seconds on import and the rest of the module is light
+
+    indices, distances = np.asarray(indices), np.asarray(distances, np.float64)
+    _check_graph(indices, distances)
+    n, k = indices.shape
+    # UMAP expects each point as its own first neighbor: it skips the first column when it fits the
+    # bandwidths, and would otherwise skip the real nearest neighbor. n_neighbors counts the point.
+    indices = np.column_stack([np.arange(n), indices])
+    distances = np.column_stack([np.zeros(n), distances])
+    # With a precomputed graph the data only place the pieces of a graph in many pieces, by their
+    # centroids. Constant data would put all pieces in one spot, row numbers would order them by
+    # their position in the file; noise does neither.
+    data = np.random.default_rng(random_state).standard_normal((n, 2))
+    with warnings.catch_warnings():
+        # UMAP only warns when it drops a graph that it dislikes and computes another from the data.
+        warnings.filterwarnings("error", message="precomputed_knn has")
+        # Harmless here: new data cannot be transformed, and a graph of k = n - 1 stays as it is.
+        warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]")
+        warnings.filterwarnings("ignore", message="n_neighbors is larger than the dataset")
+        return umap.UMAP(
+            n_neighbors=k + 1,
+            precomputed_knn=(indices, distances),
+            random_state=random_state,
+            n_jobs=1,
+            **settings,
+        ).fit(data)
+
+
+def _check_graph(indices: NDArray, distances: NDArray) -> None:
+    if indices.ndim != 2 or 0 in indices.shape or indices.dtype.kind not in "iu":
+        raise DataError(
+            f"umap: indices of shape {indices.shape} and type {indices.dtype} are not "
+            "(input, k) integers"
+        )
+    if distances.shape != indices.shape:
+        raise DataError(
+            f"umap: distances of shape {distances.shape} do not fit indices of shape "
+            f"{indices.shape}; give one distance a neighbor"
+        )
+    n = len(indices)
+    if indices.min() < 0 or indices.max() >= n:
+        raise DataError(
+            f"umap: indices from {indices.min()} to {indices.max()}; {n} inputs have 0 to {n - 1}"
+        )
+    own = np.flatnonzero((indices == np.arange(n)[:, None]).any(axis=1))
+    if own.size:
+        raise DataError(f"umap: input {own[0]} is its own neighbor; leave it out of the graph")
+    if not np.isfinite(distances).all() or distances.min() < 0 or (np.diff(distances) < 0).any():
+        raise DataError(
+            "umap: distances are not finite, not negative and rising along each row; "
+            "sort each row's neighbors by distance"
+        )
+
+
+def _square(matrix: ArrayLike, name: str) -> NDArray[np.float64]:
+    matrix = np.asarray(matrix, np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] < 2:
+        raise DataError(f"{name}: shape {matrix.shape} is not (input, input) with 2 inputs or more")
+    if not np.isfinite(matrix).all():
+        raise DataError(f"{name}: not finite; drop the inputs whose losses are not")
+    return matrix

@@ -1,0 +1,91 @@
+"""Reading inputs and targets in blocks, from tensors in memory or from a torch data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from losskernel.errors import DataError
+
+
+class Inputs:
+    """A fixed, ordered collection of (input, target) pairs.
+
+    Args:
+        data: a pair of tensors ``(inputs, targets)`` with equal first dimension, kept on the device,
+            or a map-style data set of pairs, read as it is needed.
+        device: where batches are delivered.
+        workers: loader processes for a data set; tensors need none.
+
+    Raises:
+        DataError: lengths differ, there are no inputs, or the data set has no length.
+    """
+
+    def __init__(
+        self,
+        data: tuple[Tensor, Tensor] | Dataset,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+    ):
+        self.device = torch.device(device)
+        self.workers = workers
+        self._tensors: tuple[Tensor, Tensor] | None = None
+        if isinstance(data, (tuple, list)):
+            inputs, targets = (torch.as_tensor(part) for part in data)
+            if len(inputs) != len(targets):
+                raise DataError(f"data: {len(inputs)} inputs but {len(targets)} targets")
+            self._tensors = (inputs.to(self.device), targets.to(self.device))
+            self._length = len(inputs)
+        else:
+            if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+                raise DataError(
+                    "data: needs a length and indexing; pass tensors or a map-style Dataset, "
+                    f"not {type(data).__name__} (for a DataLoader, pass its .dataset)"
+                )
+            self._dataset = data
+            self._length = len(data)
+        if self._length == 0:
+            raise DataError("data: no inputs; give at least one")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def take(self, indices: np.ndarray) -> tuple[Any, Any]:
+        """Inputs and targets at ``indices``, on the device."""
+        if self._tensors is not None:
+            index = torch.as_tensor(indices, device=self.device)
+            return self._tensors[0][index], self._tensors[1][index]
+        return self._send(default_collate([self._dataset[int(i)] for i in indices]))
+
+    def blocks(self, size: int) -> Iterator[tuple[Any, Any]]:
+        """All pairs in order, at most ``size`` at a time."""
+        if self._tensors is not None:
+            for start in range(0, self._length, size):
+                yield tuple(part[start : start + size] for part in self._tensors)
+            return
+        loader = DataLoader(self._dataset, batch_size=size, num_workers=self.workers)
+        for batch in loader:
+            yield self._send(batch)
+
+    def _send(self, batch: Sequence) -> tuple[Any, Any]:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise DataError("data: each item must be a pair (input, target)")
+        return tuple(
+            part.to(self.device) if isinstance(part, Tensor) else part for part in batch
+        )
+
+
+def fingerprint(tensors: Iterator[Tensor] | Sequence[Tensor]) -> str:
+    """SHA-256 over the shapes, types and bytes of tensors, in order; first 16 hex digits."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,124 @@
+"""An unfinished sampling run on disk: every draw so far and the weights to continue from.
+
+A journal is a folder with ``settings.json``, the append-only ``losses.f32`` (one row of
+``chain x input`` float32 a draw), ``batch_losses.f64`` (one row of ``chain`` a draw) and
+``state.safetensors`` (the weights after the last complete draw). The state is replaced atomically
+after its rows are written; rows past it are cut off on resume. So a kill at any moment loses at most
+the draw in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from losskernel.errors import TraceError
+from losskernel.files import atomic_path
+
+
+class Journal:
+    """Opens or creates the journal of one run.
+
+    Args:
+        folder: where it lives; created if missing.
+        settings: everything that determines the draws, as JSON-able values. Their number is not
+            among them: a finished run can be continued to more draws.
+        chains, inputs: shape of a row.
+
+    Raises:
+        TraceError: the folder holds a run with other settings, or cannot be read.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict, chains: int, inputs: int):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._chains, self._inputs = chains, inputs
+        self._check_settings(json.loads(json.dumps(settings)))
+        self.draws = 0
+        self.weights: torch.Tensor | None = None
+        self.diverged = np.full(chains, -1)
+        self._read_state()
+        self._losses = self._open("losses.f32", 4 * chains * inputs)
+        self._batch_losses = self._open("batch_losses.f64", 8 * chains)
+
+    def _check_settings(self, settings: dict) -> None:
+        path = self.folder / "settings.json"
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(settings, indent=1, sort_keys=True))
+            return
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise TraceError(f"{path}: unreadable; delete the folder to start over") from error
+        differing = sorted(
+            key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key)
+        )
+        if differing:
+            key = differing[0]
+            raise TraceError(
+                f"{self.folder}: holds a run with {key} = {found.get(key)}, not "
+                f"{settings.get(key)}; delete the folder or choose another"
+            )
+
+    def _read_state(self) -> None:
+        path = self.folder / "state.safetensors"
+        if not path.exists():
+            return
+        try:
+            with safe_open(path, "pt") as file:
+                self.weights = file.get_tensor("weights")
+                self.diverged = file.get_tensor("diverged").numpy()
+                self.draws = int(file.get_tensor("draws"))
+        except (SafetensorError, OSError) as error:
+            raise TraceError(f"{path}: unreadable; delete the folder to start over") from error
+
+    def _open(self, name: str, row_bytes: int):
+        path = self.folder / name
+        file = open(path, "r+b" if path.exists() else "w+b", buffering=0)
+        file.seek(0, os.SEEK_END)
+        if file.tell() < self.draws * row_bytes:
+            raise TraceError(f"{path}: shorter than its state; delete the folder to start over")
+        file.truncate(self.draws * row_bytes)
+        file.seek(0, os.SEEK_END)
+        return file
+
+    def append(self, losses, batch_losses, weights: torch.Tensor, diverged: np.ndarray) -> None:
+        """Record one complete draw: losses ``(chain, input)`` and the weights it was taken at."""
+        _write(self._losses, np.ascontiguousarray(losses, np.float32).tobytes())
+        _write(self._batch_losses, np.ascontiguousarray(batch_losses, np.float64).tobytes())
+        state = {
+            "weights": weights.cpu().contiguous(),
+            "diverged": torch.as_tensor(diverged),
+            "draws": torch.tensor(self.draws + 1),
+        }
+        with atomic_path(self.folder / "state.safetensors", sync=False) as temporary:
+            save_file(state, temporary)
+        self.draws += 1
+
+    def read(self, draws: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first ``draws`` rows: losses ``(chain, draw, input)``, batch losses ``(chain, draw)``."""
+        shape = (draws, self._chains, self._inputs)
+        losses = np.fromfile(self.folder / "losses.f32", np.float32, int(np.prod(shape)))
+        batch = np.fromfile(self.folder / "batch_losses.f64", np.float64, draws * self._chains)
+        return (
+            losses.reshape(shape).swapaxes(0, 1).copy(),
+            batch.reshape(draws, self._chains).T.copy(),
+        )
+
+    def close(self) -> None:
+        """Close the files; the journal can be opened again."""
+        self._losses.close()
+        self._batch_losses.close()
+
+
+def _write(file, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

@@ -1,0 +1,168 @@
+"""One way to load an image classifier with its own preprocessing, whoever published it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.transforms import functional as transforms
+
+from losskernel.errors import ConfigError, WeightsError
+from losskernel.models.inception_v1 import InceptionV1, from_caffe_names
+
+CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model in evaluation mode, and what turns an RGB image into its input tensor."""
+
+    model: nn.Module
+    preprocess: Callable[[Image.Image], Tensor]
+
+
+def caffe_preprocessing(image_size: int = 224) -> Callable[[Image.Image], Tensor]:
+    """Shorter side 256, center crop 224, resized to ``image_size``; BGR 0-255 minus the mean.
+
+    The crop starts at ``floor((side - 224) / 2)`` as in Caffe; torchvision rounds, which moves odd
+    margins by a pixel and the accuracy on 1,000 images by 0.1 percentage points.
+    """
+
+    def preprocess(image: Image.Image) -> Tensor:
+        if min(image.size) != 256:
+            image = transforms.resize(image, 256, antialias=True)
+        left, top = (side - 224 for side in image.size)
+        image = image.crop((left // 2, top // 2, left // 2 + 224, top // 2 + 224))
+        if image_size != 224:
+            image = transforms.resize(image, image_size, antialias=True)
+        rgb = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
+        return rgb.flip(0) - torch.tensor(CAFFE_MEAN_BGR)[:, None, None]
+
+    return preprocess
+
+
+def load_classifier(
+    name: str, weights: str | Path = "pretrained", image_size: int | None = None, seed: int = 0
+) -> Classifier:
+    """Load an ImageNet classifier.
+
+    Args:
+        name: ``inception_v1`` (as published), ``torchvision:<name>`` or ``timm:<name>``.
+        weights: ``pretrained`` (downloaded by torchvision or timm), ``random`` (drawn from
+            ``seed``; a control), or a file: safetensors, or a torch state dict, which is read with
+            ``weights_only`` so that nothing in it is executed.
+        image_size: side of the square input in pixels; the model's own if not given.
+        seed: of random weights.
+
+    Raises:
+        ConfigError: the name is unknown.
+        WeightsError: the weights cannot be read or do not fit; names the file and the tensor.
+    """
+    source, _, model_name = name.rpartition(":")
+    file = None if str(weights) in ("pretrained", "random") else Path(weights)
+    pretrained = str(weights) == "pretrained"
+    if name == "inception_v1" and pretrained:
+        raise WeightsError("inception_v1: give the path of bvlc_googlenet.safetensors as weights")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == "inception_v1":
+            model, preprocess = InceptionV1(), caffe_preprocessing(image_size or 224)
+        elif source == "torchvision":
+            model, preprocess = _torchvision(model_name, pretrained, image_size)
+        elif source == "timm":
+            model, preprocess = _timm(model_name, pretrained, image_size)
+        else:
+            raise ConfigError(
+                f"model: '{name}' is not inception_v1, torchvision:<name> or timm:<name>"
+            )
+    if file is not None:
+        state = read_weights(file)
+        load_weights(model, from_caffe_names(state) if name == "inception_v1" else state, file)
+    model.eval()
+    return Classifier(model.to(memory_format=torch.channels_last), preprocess)
+
+
+def _torchvision(name: str, pretrained: bool, image_size: int | None):
+    try:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+    except ValueError as error:
+        raise ConfigError(f"model: torchvision has no model '{name}'") from error
+    options = {"init_weights": True} if name == "googlenet" and not pretrained else {}
+    model = torchvision.models.get_model(name, weights=weights if pretrained else None, **options)
+    if getattr(model, "aux_logits", False):  # training heads, absent from pretrained weights
+        model.aux_logits, model.aux1, model.aux2 = False, None, None
+    size = {"crop_size": image_size} if image_size else {}
+    return model, weights.transforms(**size)
+
+
+def _timm(name: str, pretrained: bool, image_size: int | None):
+    try:
+        model = timm.create_model(name, pretrained=pretrained)
+    except RuntimeError as error:
+        raise ConfigError(f"model: timm has no model '{name}' ({error})") from error
+    options = {"input_size": (3, image_size, image_size)} if image_size else {}
+    config = timm.data.resolve_data_config(options, model=model)
+    return model, timm.data.create_transform(**config, is_training=False)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """A state dict from safetensors or, without unpickling objects, from a torch file.
+
+    Raises:
+        WeightsError: the file is missing, unreadable, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file; correct the path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+        raise _unreadable(path, error) from error
+    except Exception as error:  # pickle's own errors have no common base in torch.load
+        raise _unreadable(path, error) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"{path}: not a state dict of tensors; save model.state_dict()")
+    return state
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return WeightsError(f"{path}: unreadable as weights ({reason}); fetch or save it again")
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """Load ``state`` into ``model``; every tensor must fit.
+
+    Raises:
+        WeightsError: naming ``source`` and the first tensor that is missing, surplus or of the
+            wrong shape.
+    """
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name, shape in expected.items():
+        if name not in state:
+            raise WeightsError(
+                f"{source}: has no tensor '{name}'; these are weights of another architecture"
+            )
+        if state[name].shape != shape:
+            raise WeightsError(
+                f"{source}: '{name}' has shape {tuple(state[name].shape)}, the model needs "
+                f"{tuple(shape)}; use weights of this architecture and number of classes"
+            )
+    surplus = sorted(set(state) - set(expected))
+    if surplus:
+        raise WeightsError(
+            f"{source}: has a tensor '{surplus[0]}' that the model lacks; "
+            "these are weights of another architecture"
+        )
+    model.load_state_dict(state)

@@ -1,0 +1,86 @@
+"""Choosing which parameters of a model are perturbed, and laying them out as one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from losskernel.errors import ConfigError
+
+
+def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "all") -> list[str]:
+    """Names of the parameters to perturb, in the model's order.
+
+    Args:
+        model: any module; tied parameters count once, under their first name.
+        patterns: ``"all"``, or shell-style patterns such as ``"blocks.*.attention.*"``. A parameter
+            is taken if it matches any plain pattern (or there is none) and no pattern that starts
+            with ``!``: ``["!unembed*"]`` is everything but the unembedding.
+
+    Raises:
+        ConfigError: nothing is selected, or a pattern matches no parameter (a likely typo).
+    """
+    names = [name for name, tensor in model.named_parameters() if tensor.is_floating_point()]
+    if patterns == "all":
+        patterns = []
+    elif isinstance(patterns, str):
+        patterns = [patterns]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in names):
+            raise ConfigError(
+                f"parameters: the pattern '{pattern}' matches none of the model's {len(names)} "
+                f"parameters; the names are like '{names[0] if names else '(none)'}'"
+            )
+    include = [p for p in patterns if not p.startswith("!")] or ["*"]
+    exclude = [p[1:] for p in patterns if p.startswith("!")]
+    chosen = [
+        name
+        for name in names
+        if any(fnmatchcase(name, p) for p in include)
+        and not any(fnmatchcase(name, p) for p in exclude)
+    ]
+    if not chosen:
+        raise ConfigError(f"parameters: {list(patterns)} selects no parameter of the model")
+    return chosen
+
+
+class FlatLayout:
+    """Where each chosen parameter sits in a flat vector, each in its own memory order.
+
+    Keeping a parameter's strides lets a channels-last convolution read its weights from the flat
+    vector without a copy.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]):
+        parameters = dict(model.named_parameters())
+        self.names = list(names)
+        self.shapes = [parameters[name].shape for name in names]
+        self.strides = [parameters[name].stride() for name in names]
+        self.sizes = [parameters[name].numel() for name in names]
+        self.size = sum(self.sizes)
+
+    def flatten(self, tensors: dict[str, Tensor]) -> Tensor:
+        """One vector of shape ``(size,)`` from named tensors of the layout's shapes."""
+        flat = torch.empty(self.size, dtype=torch.float32, device=tensors[self.names[0]].device)
+        for name, view in self.views(flat).items():
+            view.copy_(tensors[name])
+        return flat
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Named views into a vector of shape ``(size,)``; differentiable and free of copies."""
+        pieces = torch.split(flat, self.sizes)
+        return {
+            name: piece.as_strided(shape, stride, piece.storage_offset())
+            if not _is_contiguous(shape, stride)
+            else piece.view(shape)
+            for name, piece, shape, stride in zip(
+                self.names, pieces, self.shapes, self.strides, strict=True
+            )
+        }
+
+
+def _is_contiguous(shape: torch.Size, stride: tuple[int, ...]) -> bool:
+    return torch.empty(shape, device="meta").stride() == stride

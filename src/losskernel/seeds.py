@@ -1,0 +1,33 @@
+"""One seed for everything: independent random streams keyed by chain, step and purpose.
+
+A stream depends on its key alone, not on what ran before it. So an interrupted chain needs no saved
+generator state, and a chain is the same whichever chains run beside it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+_PURPOSES = {"batch": 0, "noise": 1, "init": 2, "order": 3, "resample": 4}
+
+
+def stream(seed: int, purpose: str, *key: int) -> np.random.SeedSequence:
+    """The seed sequence of one purpose (``batch``, ``noise``, ...) at a key such as (chain, step)."""
+    return np.random.SeedSequence(seed, spawn_key=(_PURPOSES[purpose], *key))
+
+
+def numpy_generator(seed: int, purpose: str, *key: int) -> np.random.Generator:
+    """NumPy generator of that stream."""
+    return np.random.default_rng(stream(seed, purpose, *key))
+
+
+def torch_seed(seed: int, purpose: str, *key: int) -> int:
+    """63-bit integer seed of that stream, for :meth:`torch.Generator.manual_seed`."""
+    return int(stream(seed, purpose, *key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def fill_normal(out: torch.Tensor, generator: torch.Generator, seed: int, *key: int) -> None:
+    """Fill ``out`` in place with standard normal draws of the noise stream at ``key``."""
+    generator.manual_seed(torch_seed(seed, "noise", *key))
+    out.normal_(generator=generator)

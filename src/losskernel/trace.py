@@ -1,0 +1,203 @@
+"""Loss traces: the loss of every input at every draw of every chain, with their provenance."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from losskernel.errors import TraceError
+from losskernel.files import atomic_path
+
+FORMAT = 1
+DIMENSIONS = ("chain", "draw", "input")
+
+
+def provenance() -> dict[str, str]:
+    """Versions and machine that a trace was made with, as text attributes."""
+    packages = {f"version_{name}": version(name) for name in ("torch", "numpy", "losskernel")}
+    return {**packages, "python": platform.python_version(), "machine": platform.machine()}
+
+
+@dataclass(frozen=True)
+class LossTrace:
+    """A loss trace as an :class:`xarray.Dataset` with a few guarantees.
+
+    Variables: ``loss (chain, draw, input)`` float32, in the unit of the loss function (nats for
+    cross-entropy), NaN from the draw at which a chain diverged; ``initial_loss (input)`` at the
+    trained weights; ``batch_loss (chain, draw)``, the mean minibatch loss over the steps of a draw.
+    Further variables and coordinates along ``input`` (a label, a task, a name) are the caller's.
+    Attributes: the settings of the probe and the sampler, seed, versions, hashes of weights and inputs.
+
+    Raises:
+        TraceError: on construction, if a variable, a dimension or a shape is not as above.
+    """
+
+    dataset: xr.Dataset
+
+    def __post_init__(self) -> None:
+        self.verify()
+
+    @classmethod
+    def build(
+        cls,
+        loss: np.ndarray,
+        initial_loss: np.ndarray,
+        batch_loss: np.ndarray,
+        chain_ids: np.ndarray | list[int] | None = None,
+        input_coords: dict[str, np.ndarray] | None = None,
+        attributes: dict | None = None,
+    ) -> LossTrace:
+        """From arrays of the shapes in the class docstring; ``input_coords`` are per input."""
+        chains, draws, inputs = np.shape(loss)
+        coords: dict = {
+            "chain": np.arange(chains) if chain_ids is None else np.asarray(chain_ids),
+            "draw": np.arange(draws),
+            "input": np.arange(inputs),
+        }
+        for name, values in (input_coords or {}).items():
+            coords[name] = ("input", np.asarray(values))
+        variables = {
+            "loss": (DIMENSIONS, np.asarray(loss, np.float32)),
+            "initial_loss": ("input", np.asarray(initial_loss, np.float32)),
+            "batch_loss": (DIMENSIONS[:2], np.asarray(batch_loss, np.float64)),
+        }
+        attrs = {"format": FORMAT, **provenance(), **(attributes or {})}
+        return cls(xr.Dataset(variables, coords, attrs))
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Losses of the chains that did not diverge, ``(chain, draw, input)`` float32.
+
+        Raises:
+            TraceError: every chain diverged.
+        """
+        healthy = ~self.diverged
+        if not healthy.any():
+            raise TraceError(
+                "every chain of the trace diverged; sample again with a smaller step size"
+            )
+        return self.dataset["loss"].values[healthy]
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """Which chains diverged, ``(chain,)`` bool: any of their losses is not finite."""
+        return ~np.isfinite(self.dataset["loss"].values).all(axis=(1, 2))
+
+    @property
+    def initial_loss(self) -> np.ndarray:
+        """Losses at the trained weights, ``(input,)``."""
+        return self.dataset["initial_loss"].values
+
+    @property
+    def attributes(self) -> dict:
+        """Settings and provenance."""
+        return dict(self.dataset.attrs)
+
+    def coordinate(self, name: str) -> np.ndarray:
+        """A per-input coordinate such as ``label``, ``(input,)``.
+
+        Raises:
+            TraceError: the trace has no such coordinate.
+        """
+        if name not in self.dataset.coords:
+            raise TraceError(f"the trace has no '{name}'; it has {sorted(self.dataset.coords)}")
+        return self.dataset[name].values
+
+    def verify(self) -> None:
+        """Check variables, dimensions and shapes.
+
+        Raises:
+            TraceError: naming the first thing that is wrong.
+        """
+        expected = {
+            "loss": DIMENSIONS,
+            "initial_loss": ("input",),
+            "batch_loss": ("chain", "draw"),
+        }
+        for name, dims in expected.items():
+            if name not in self.dataset:
+                raise TraceError(f"not a loss trace: it has no variable '{name}'")
+            if self.dataset[name].dims != dims:
+                found = self.dataset[name].dims
+                raise TraceError(f"not a loss trace: '{name}' has dimensions {found}, not {dims}")
+        if 0 in self.dataset["loss"].shape:
+            raise TraceError(f"an empty trace: {dict(self.dataset.sizes)}")
+
+    def save(self, path: str | Path) -> None:
+        """Write as compressed netCDF-4, atomically.
+
+        Raises:
+            LossKernelError: the file cannot be written.
+        """
+        # Grouping equal bytes of neighbouring floats (shuffle) is what makes zlib shrink them.
+        packing = {"zlib": True, "complevel": 4, "shuffle": True}
+        encoding = {
+            name: packing for name, array in self.dataset.data_vars.items() if array.size > 1
+        }
+        with atomic_path(path) as temporary:
+            self.dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LossTrace:
+        """Read a saved trace whole into memory.
+
+        Raises:
+            TraceError: the file is missing, damaged, or not a loss trace.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise TraceError(f"{path}: no such trace; sample it first or correct the path")
+        try:
+            with xr.open_dataset(path, engine="h5netcdf") as dataset:
+                dataset = dataset.load()
+        except Exception as error:  # h5py raises many types for a damaged file
+            raise TraceError(f"{path}: unreadable as a trace; sample it again") from error
+        try:
+            return cls(dataset)
+        except TraceError as error:
+            raise TraceError(f"{path}: {error}") from error
+
+
+# What must agree for traces to be draws of one probe distribution on the same inputs.
+_IDENTITY = ("probe", "parameters", "weights_sha256", "inputs_sha256")
+
+
+def concatenate(traces: list[LossTrace], dimension: str = "chain") -> LossTrace:
+    """Join traces of the same probe and inputs along ``chain`` (or ``draw``).
+
+    Raises:
+        TraceError: they differ in probe settings, weights or inputs, or repeat a chain.
+    """
+    first = traces[0].attributes
+    for other in (trace.attributes for trace in traces[1:]):
+        for key in _IDENTITY:
+            if first.get(key) != other.get(key):
+                raise TraceError(
+                    f"traces differ in {key} ({first.get(key)}, {other.get(key)}); "
+                    "join only draws of one probe distribution"
+                )
+    joined = xr.concat(
+        [trace.dataset for trace in traces],
+        dimension,
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="override" if dimension == "draw" else "exact",
+        combine_attrs="override",
+    )
+    if dimension == "draw":
+        joined = joined.assign_coords(draw=np.arange(joined.sizes["draw"]))
+    elif len(np.unique(joined["chain"])) != joined.sizes["chain"]:
+        raise TraceError("traces repeat a chain; give each its own chain number")
+    return LossTrace(joined)
+
+
+def settings_attribute(settings: dict) -> str:
+    """Settings as one line of JSON, for a trace attribute."""
+    return json.dumps(settings, sort_keys=True)
