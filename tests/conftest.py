@@ -1,9 +1,14 @@
-"""Where tests find the data that is not part of the repository."""
+"""Settings of all tests, and where they find the data that is not part of the repository."""
 
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Hypothesis fails examples that take longer than 200 ms; how long one takes says nothing here.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import zipfile
@@ -287,6 +288,11 @@ class TestOrder:
             ranks = rank[subtree_members(hierarchy, name)]
             assert np.ptp(ranks) == len(ranks) - 1
 
+    def test_the_deepest_hypernym_decides(self):
+        shuffled = hierarchy_of(dict(DAG.hypernyms), ["cat", "bird", "bat"])
+        permutation, _ = hierarchy_order(shuffled)
+        assert [shuffled.classes[c] for c in permutation] == ["cat", "bird", "bat"]
+
     def test_one_class(self):
         permutation, position = hierarchy_order(hierarchy_of({"a": ()}, ["a"]))
         assert (permutation.tolist(), position.tolist()) == ([0], [0.0])
@@ -504,6 +510,18 @@ class TestRankCorrelation:
         found = hierarchy_rank_correlation(matrix, matrix, permutations=99, seed=0)
         assert found.correlation == pytest.approx(1)
         assert found.p_value == pytest.approx(1 / 100)
+
+    def test_null_relabels_rows_and_columns_together(self):
+        rng = np.random.default_rng(5)
+        first, second = symmetric(rng, 4), symmetric(rng, 4)
+        pairs = np.triu_indices(4, k=1)
+        exact = {
+            round(spearmanr(first[pairs], second[np.ix_(p, p)][pairs]).statistic, 9)
+            for p in map(list, itertools.permutations(range(4)))
+        }
+        found = hierarchy_rank_correlation(first, second, permutations=400, seed=0)
+        # A relabeling is missed by all 400 draws with a probability of (23/24)^400 < 1e-7.
+        assert {round(value, 9) + 0.0 for value in found.null.samples} == exact
 
     def test_detects_a_weak_relation(self):
         rng = np.random.default_rng(3)

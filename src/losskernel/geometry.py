@@ -164,8 +164,8 @@ def _fit(indices: ArrayLike, distances: ArrayLike, *, random_state: int, **setti
     indices = np.column_stack([np.arange(n), indices])
     distances = np.column_stack([np.zeros(n), distances])
     # With a precomputed graph the data only place the pieces of a graph in many pieces, by their
-    # centroids. Constant data would put all pieces in one spot, row numbers would order them by
-    # their position in the file; noise does neither.
+    # centroids. Row numbers would lay the pieces out in the order of the inputs, a pattern that is
+    # not in the kernel; noise has none.
     data = np.random.default_rng(random_state).standard_normal((n, 2))
     with warnings.catch_warnings():
         # UMAP only warns when it drops a graph that it dislikes and computes another from the data.

@@ -58,7 +58,7 @@ def sample_losses(
     device: str | torch.device = "cpu",
     engine: str = "auto",
     compiled: bool = False,
-    eval_dtype: str = "float32",
+    precision: str = "float32",
     progress: bool = True,
 ) -> LossTrace:
     """Sample weights around ``model``'s and record the loss of every probe input at every draw.
@@ -91,7 +91,7 @@ def sample_losses(
             always do. A diverged chain stops, the others go on, and its losses are NaN from there.
         journal: folder in which every draw is saved as it is made; call again with the same
             arguments to continue after a kill, or with more ``draws`` to extend.
-        device, engine, compiled, eval_dtype: see :mod:`losskernel.engines`.
+        device, engine, compiled, precision: see :mod:`losskernel.engines`.
         progress: show a progress bar.
 
     Returns:
@@ -118,7 +118,7 @@ def sample_losses(
     batch_size = min(batch_size, len(data))
     names = select_parameters(model, parameters)
     example = data.take(np.arange(min(2, len(data))))
-    runner = make_engine(engine, model, loss, names, example, device, compiled, eval_dtype)
+    runner = make_engine(engine, model, loss, names, example, device, compiled, precision)
     initial_loss = runner.losses(runner.center[None], probe_inputs, eval_batch_size)[0].numpy()
     if not np.isfinite(initial_loss).all():
         count = int((~np.isfinite(initial_loss)).sum())
@@ -140,7 +140,7 @@ def sample_losses(
         "seed": seed,
         "chain_ids": settings_attribute({"ids": chain_ids}),
         "engine": type(runner).__name__,
-        "eval_dtype": eval_dtype,
+        "precision": precision,
         "loss_bound": float("inf") if loss_bound is None else float(loss_bound),
     }
     chain = _Chains(runner, data, probe, batch_size, seed, chain_ids)

@@ -1,0 +1,119 @@
+"""The command line: every function of :mod:`losskernel.experiments`, and tools for a saved trace.
+
+``losskernel arithmetic train --seed 0 --settings '{...}' --output weights.safetensors`` calls
+:func:`losskernel.experiments.arithmetic.train` with those arguments; options follow its signature.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import logging
+import sys
+import time
+import typing
+from pathlib import Path
+
+from losskernel.errors import LossKernelError
+
+EXPERIMENTS = ("arithmetic", "imagenet", "compare", "trace")
+FIGURES = ("arithmetic", "imagenet")
+log = logging.getLogger("losskernel")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status is 0, or 1 after an error, told in one line."""
+    parser = argparse.ArgumentParser(prog="losskernel", description=__doc__.split("\n")[0])
+    groups = parser.add_subparsers(metavar="group", required=True)
+    for package, names in (("experiments", EXPERIMENTS), ("figures", FIGURES)):
+        for name in names:
+            module = f"losskernel.{package}.{name}"
+            group = name if package == "experiments" else f"figure-{name}"
+            described = f"{package}: {name}"
+            commands = groups.add_parser(group, help=described)
+            commands.set_defaults(module=module)
+    known, rest = parser.parse_known_args(arguments)
+    module = importlib.import_module(known.module)
+    chosen = _command_parser(module, known.module.rpartition(".")[2]).parse_args(rest)
+    return _run(chosen.function, {k: v for k, v in vars(chosen).items() if k != "function"})
+
+
+def _public_functions(module) -> dict[str, typing.Callable]:
+    return {
+        name: value
+        for name, value in inspect.getmembers(module, inspect.isfunction)
+        if value.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def _command_parser(module, name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"losskernel {name}", description=module.__doc__)
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for command, function in _public_functions(module).items():
+        summary = inspect.getdoc(function) or ""
+        sub = commands.add_parser(
+            command.replace("_", "-"),
+            help=summary.split("\n")[0],
+            description=summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(function=function)
+        hints = typing.get_type_hints(function)
+        for parameter in inspect.signature(function).parameters.values():
+            _add_option(sub, parameter, hints[parameter.name])
+    return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, parameter, hint) -> None:
+    required = parameter.default is inspect.Parameter.empty
+    options: dict = {"required": required, "dest": parameter.name}
+    if not required:
+        options["default"] = parameter.default
+    hint = next((a for a in typing.get_args(hint) if a is not type(None)), hint) if (
+        type(None) in typing.get_args(hint)
+    ) else hint
+    if typing.get_origin(hint) is list:
+        options |= {"nargs": "+", "type": typing.get_args(hint)[0]}
+    elif hint is dict:
+        options["type"] = json.loads
+        options["help"] = "JSON"
+    elif hint is bool:
+        options = {"dest": parameter.name, "action": "store_true"}
+    else:
+        options["type"] = hint
+    parser.add_argument(f"--{parameter.name.replace('_', '-')}", **options)
+
+
+def _paths(arguments: dict, written: bool) -> str:
+    found = []
+    for name, value in arguments.items():
+        if name.startswith("output") == written:
+            values = value if isinstance(value, list) else [value]
+            found += [str(item) for item in values if isinstance(item, Path)]
+    if len(found) > 3:
+        found = [*found[:2], f"... ({len(found)} files)"]
+    return ", ".join(found) or "nothing"
+
+
+def _run(function, arguments: dict) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    started = time.perf_counter()
+    try:
+        function(**arguments)
+    except LossKernelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    log.info(
+        "%s: read %s; wrote %s; %.1f s",
+        function.__name__,
+        _paths(arguments, written=False),
+        _paths(arguments, written=True),
+        time.perf_counter() - started,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Reported against reproduced: one row for every number and testable claim known of the paper."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from losskernel.errors import DataError
+from losskernel.files import atomic_path
+
+COLUMNS = (
+    "id",
+    "section",
+    "quantity",
+    "reported",
+    "reproduced",
+    "spread",
+    "n",
+    "setting",
+    "verdict",
+)
+NOT_YET = "not yet measured"
+MARKERS = ("<!-- compare:begin -->", "<!-- compare:end -->")
+
+
+def _arithmetic(summary: Path, rows: Path, settings: dict) -> dict[str, dict]:
+    table = pd.read_csv(summary).set_index(["statistic", "group"])
+    group, score = settings["figure_group"], settings["score"]
+    mean, sd = table.loc[("mean", group)], table.loc[("sd", group)]
+    networks = int(mean["networks"])
+    network = settings["network"]
+    tokens = "shared" if network["shared_operands"] else "separate"
+    classes = "shared" if network["shared_outputs"] else "separate"
+    setting = (
+        f"p={network['prime']}, {tokens} operand tokens, {classes} answer classes, "
+        f"{int(mean['inputs'])} inputs, weights perturbed: {group}; "
+        f"{networks} training x {len(settings['sampling_seeds'])} sampling seeds; "
+        "spread: sd over networks"
+    )
+    auc, auc_sd = mean[f"auc_{score}"], sd[f"auc_{score}"]
+    signed = f"signed R reaches {mean['auc_R']:.3f}"
+    verdict = (
+        f"reached by {score} ({signed})"
+        if auc >= 0.931
+        else f"not reached; best score is {score} ({signed})"
+    )
+    within = (mean["R_sd_addition"] + mean["R_sd_division"]) / 2 / mean["R_sd_across"]
+    seeds = pd.read_csv(rows)
+    seeds = seeds[seeds["group"] == group].groupby("training_seed").mean(numeric_only=True)
+    ratios = (seeds["R_sd_addition"] + seeds["R_sd_division"]) / 2 / seeds["R_sd_across"]
+    across = mean["R_mean_across"]
+    floor = mean["noise_floor"]
+    return {
+        "arithmetic.auc": _row(auc, auc_sd, networks, f"score {score}; {setting}", verdict),
+        "arithmetic.within_task": _row(
+            within,
+            ratios.std(ddof=1),
+            networks,
+            setting,
+            f"{'holds' if within > 1 else 'does not hold'}: sd of R {mean['R_sd_addition']:.3f} "
+            f"(addition), {mean['R_sd_division']:.3f} (division), {mean['R_sd_across']:.3f} "
+            f"(across); noise floor {floor:.3f}",
+        ),
+        "arithmetic.cross_task": _row(
+            across,
+            sd["R_mean_across"],
+            networks,
+            setting,
+            f"{'holds' if abs(across) < floor else 'does not hold'}: mean R across tasks "
+            f"{across:+.4f} against a noise floor of {floor:.3f}",
+        ),
+    }
+
+
+def _imagenet(arrays: Path, lift: Path) -> dict[str, dict]:
+    with np.load(arrays) as stored:
+        summary = json.loads(str(stored["summary"]))
+    run, kernel = summary["convergence"], summary["loss kernel"]
+    table = pd.read_csv(lift)
+    k = 10 if 10 in set(table.k) else int(table.k.max())
+    depth = 9 if 9 in set(table.depth) else int(table.depth.median())
+    cell = table[(table.k == k) & (table.depth == depth)].set_index(["kernel", "statistic"])["lift"]
+    value, error = cell[("loss kernel", "value")], cell[("loss kernel", "standard_error")]
+    high = cell[("label-shuffled null", "quantile_high")]
+    scale = (
+        f"{run['inputs']} inputs, {run['chains']} chains x {run['draws']} draws, "
+        f"noise floor {run['noise_floor']:.3f}"
+    )
+    features = cell[("penultimate features", "value")]
+    return {
+        "imagenet.inputs": _row(run["inputs"], None, 1, scale, "another scale than the paper's"),
+        "imagenet.lift": _row(
+            value,
+            error,
+            run["chains"] * run["draws"],
+            f"k={k}, depth {depth}; {scale}; spread: jackknife over draws",
+            f"{'holds' if value > high else 'not resolved'} at this scale: 97.5 % of shuffled "
+            f"labels below {high:.2f}; baseline (penultimate features) {features:.2f}",
+        ),
+        "imagenet.spearman": _row(
+            kernel["spearman"],
+            kernel["spearman_error"],
+            run["chains"] * run["draws"],
+            f"Wu-Palmer similarity; {scale}; spread: jackknife over draws",
+            f"{'holds' if kernel['spearman_p'] < 0.05 else 'not resolved'} at this scale: Mantel "
+            f"p = {kernel['spearman_p']:.3g}; baseline "
+            f"{summary['penultimate features']['spearman']:.3f}",
+        ),
+        "imagenet.cost_gpu_hours": _row(
+            None,
+            None,
+            None,
+            f"no GPU used: {run['seconds'] / 3600:.1f} CPU-core hours a chain; {scale}",
+            "not comparable: another scale and machine",
+        ),
+    }
+
+
+def _row(reproduced, spread, n, setting: str, verdict: str) -> dict:
+    return {
+        "reproduced": reproduced,
+        "spread": spread,
+        "n": n,
+        "setting": setting,
+        "verdict": verdict,
+    }
+
+
+def table(
+    reported: Path,
+    arithmetic: Path,
+    arithmetic_rows: Path,
+    imagenet: Path,
+    imagenet_lift: Path,
+    settings: dict,
+    output: Path,
+) -> None:
+    """Write ``compare.csv``: numbers in ``reported``, ``reproduced``, ``spread``; words elsewhere.
+
+    Rows of claims that nothing measures yet say so.
+
+    Raises:
+        DataError: a measured id is not in the table of reported values.
+    """
+    measured = _arithmetic(arithmetic, arithmetic_rows, settings) | _imagenet(imagenet, imagenet_lift)
+    rows = pd.read_csv(reported)
+    unknown = sorted(set(measured) - set(rows["id"]))
+    if unknown:
+        raise DataError(f"{reported}: has no row '{unknown[0]}'; add it with its section")
+    empty = _row(None, None, None, "", NOT_YET)
+    values = pd.DataFrame([measured.get(name, empty) for name in rows["id"]])
+    joined = pd.concat([rows, values], axis=1)[list(COLUMNS)]
+    joined["n"] = joined["n"].astype("Int64")
+    with atomic_path(output) as temporary:
+        joined.to_csv(temporary, index=False, float_format="%.4g")
+
+
+def readme(table: Path, output: Path) -> None:
+    """Replace the table between the markers of the README by ``compare.csv``'s.
+
+    Raises:
+        DataError: the markers are missing.
+    """
+    rows = pd.read_csv(table)
+    text = output.read_text()
+    if not all(marker in text for marker in MARKERS):
+        raise DataError(f"{output}: lacks the markers {' and '.join(MARKERS)}; put them back")
+    before, _, rest = text.partition(MARKERS[0])
+    after = rest.partition(MARKERS[1])[2]
+    with atomic_path(output) as temporary:
+        temporary.write_text(f"{before}{MARKERS[0]}\n{_markdown(rows)}\n{MARKERS[1]}{after}")
+
+
+def _markdown(rows: pd.DataFrame) -> str:
+    def cell(value, spread=None) -> str:
+        if pd.isna(value):
+            return ""
+        number = f"{value:.4g}"
+        return number if pd.isna(spread) else f"{number} ± {spread:.2g}"
+
+    lines = ["| id | quantity | paper | here | verdict | setting |", "| - | - | - | - | - | - |"]
+    for row in rows.itertuples():
+        setting = "" if pd.isna(row.setting) else row.setting
+        lines.append(
+            f"| `{row.id}` | {row.quantity} | {cell(row.reported)} "
+            f"| {cell(row.reproduced, row.spread)} | {row.verdict} | {setting} |"
+        )
+    return "\n".join(line.replace("|K|", r"\|K\|").replace("|R|", r"\|R\|") for line in lines)

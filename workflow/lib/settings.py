@@ -1,0 +1,37 @@
+"""Validation of the config: one clear line for a typo or a value out of range."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+from snakemake.exceptions import WorkflowError
+
+
+def validated(config: dict, schema_path: Path) -> dict:
+    """The config, if it fits the schema.
+
+    Raises:
+        WorkflowError: naming the key, the value and what is allowed.
+    """
+    schema = yaml.safe_load(schema_path.read_text())
+    error = best_match(Draft202012Validator(schema).iter_errors(config))
+    if error is None:
+        return config
+    key = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        unknown = next(name for name in error.instance if name not in known)
+        close = get_close_matches(unknown, known, 1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+        raise WorkflowError(f"config: unknown key '{'.'.join(filter(None, (key, unknown)))}'; {hint}")
+    if error.validator == "required":
+        raise WorkflowError(f"config: {key or 'top level'}: {error.message}; see config/config.yaml")
+    described = error.schema.get("description")
+    raise WorkflowError(
+        f"config: {key} = {error.instance!r} is not valid ({error.message})"
+        + (f"; {key} is: {described}" if described else "")
+    )

@@ -1,0 +1,93 @@
+"""Which source modules a function of ``losskernel`` depends on, read from the import statements.
+
+Rules take these files as input, so that changing a module re-runs exactly the rules that use it.
+Dependence starts at one function: of its own module it takes only the imports that the function (or
+a helper or class it names, there) uses; from each imported module on, it takes all.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+PACKAGE = "losskernel"
+ROOT = Path(__file__).parents[2] / "src"
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def _file(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _imports(tree: ast.AST) -> dict[str, str]:
+    """Local name -> module of the package, for every import in ``tree``."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                target = submodule if _file(submodule) else node.module
+                found[alias.asname or alias.name] = target
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == PACKAGE:
+                    found[alias.asname or PACKAGE] = alias.name
+    return found
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+
+
+def _used_imports(path: Path, function: str) -> set[str]:
+    """Modules that ``function`` uses, directly or through other definitions of its own module."""
+    tree = _tree(path)
+    definitions: dict[str, ast.AST] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            definitions[node.name] = node
+        elif isinstance(node, ast.Assign):
+            definitions |= {name: node for target in node.targets for name in _names(target)}
+    if function not in definitions:
+        raise ValueError(f"{path}: has no function '{function}'")
+    imports, seen, todo, modules = _imports(tree), set(), [function], set()
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in imports:
+            modules.add(imports[name])
+        elif name in definitions:
+            todo += _names(definitions[name])
+            modules |= set(_imports(definitions[name]).values())
+    return modules
+
+
+def sources(function: str) -> list[str]:
+    """Source files behind ``module.function`` (without the package name), sorted.
+
+    Raises:
+        ValueError: there is no such module or function.
+    """
+    module, _, name = function.rpartition(".")
+    path = _file(f"{PACKAGE}.{module}")
+    if path is None:
+        raise ValueError(f"no module {PACKAGE}.{module}")
+    files, todo = {path}, list(_used_imports(path, name))
+    while todo:
+        found = _file(todo.pop())
+        if found is None or found in files:
+            continue
+        files.add(found)
+        todo += _imports(_tree(found)).values()
+    return sorted(str(file.relative_to(ROOT.parent)) for file in files)

@@ -1,0 +1,227 @@
+"""Experiment 1: train, sample, measure and draw multitask modular arithmetic."""
+
+ARITHMETIC = f"{RESULTS}/arithmetic"
+arithmetic = config["arithmetic"]
+
+
+wildcard_constraints:
+    seed=r"\d+",
+    sampling_seed=r"\d+",
+    group="|".join(arithmetic["groups"]),
+    setup="|".join(setup["name"] for setup in arithmetic["search"]["setups"]),
+
+
+def network_settings():
+    """What the network depends on: a change of the probe does not train it again."""
+    return json.dumps({key: arithmetic[key] for key in ("network", "training", "train_share")})
+
+
+rule arithmetic_train:
+    """Train one network on addition and division."""
+    input:
+        code=code("experiments.arithmetic.train"),
+    output:
+        weights=f"{ARITHMETIC}/networks/{{seed}}.safetensors",
+        history=f"{ARITHMETIC}/networks/{{seed}}.json",
+    params:
+        settings=network_settings(),
+    log:
+        f"{RESULTS}/logs/arithmetic_train/{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/arithmetic_train/{{seed}}.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    shell:
+        "losskernel arithmetic train --settings {params.settings:q} --seed {wildcards.seed} "
+        "--output {output.weights} --output-log {output.history} 2> {log}"
+
+
+rule arithmetic_sample:
+    """Sample the probe distribution around one network, one group of weights perturbed."""
+    input:
+        weights=rules.arithmetic_train.output.weights,
+        code=code("experiments.arithmetic.sample"),
+    output:
+        f"{ARITHMETIC}/traces/{{group}}-{{seed}}-{{sampling_seed}}.nc",
+    params:
+        settings=settings("arithmetic", search=None),
+    log:
+        f"{RESULTS}/logs/arithmetic_sample/{{group}}-{{seed}}-{{sampling_seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/arithmetic_sample/{{group}}-{{seed}}-{{sampling_seed}}.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    shell:
+        "losskernel arithmetic sample --settings {params.settings:q} --weights {input.weights} "
+        "--training-seed {wildcards.seed} --sampling-seed {wildcards.sampling_seed} "
+        "--group {wildcards.group} --output {output} 2> {log}"
+
+
+rule arithmetic_measure:
+    """Separation of the tasks and convergence of one trace."""
+    input:
+        trace=rules.arithmetic_sample.output,
+        code=code("experiments.arithmetic.measure"),
+    output:
+        f"{ARITHMETIC}/rows/{{group}}-{{seed}}-{{sampling_seed}}.csv",
+    log:
+        f"{RESULTS}/logs/arithmetic_measure/{{group}}-{{seed}}-{{sampling_seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/arithmetic_measure/{{group}}-{{seed}}-{{sampling_seed}}.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "losskernel arithmetic measure --trace {input.trace} --output {output} 2> {log}"
+
+
+rule arithmetic_tabulate:
+    """All seeds and groups in one table, and their mean and spread."""
+    input:
+        rows=expand(
+            rules.arithmetic_measure.output,
+            group=arithmetic["groups"],
+            seed=arithmetic["training_seeds"],
+            sampling_seed=arithmetic["sampling_seeds"],
+        ),
+        histories=expand(
+            rules.arithmetic_train.output.history, seed=arithmetic["training_seeds"]
+        ),
+        code=code("experiments.arithmetic.tabulate"),
+    output:
+        rows=f"{ARITHMETIC}/separation.csv",
+        summary=f"{ARITHMETIC}/summary.csv",
+    log:
+        f"{RESULTS}/logs/arithmetic_tabulate.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/arithmetic_tabulate.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    shell:
+        "losskernel arithmetic tabulate --rows {input.rows} --logs {input.histories} "
+        "--output {output.rows} --output-summary {output.summary} 2> {log}"
+
+
+rule arithmetic_kernel:
+    """Kernel and embedding of the first seed, for the figure."""
+    input:
+        trace=expand(
+            rules.arithmetic_sample.output,
+            group=arithmetic["figure_group"],
+            seed=arithmetic["training_seeds"][0],
+            sampling_seed=arithmetic["sampling_seeds"][0],
+        ),
+        code=code("experiments.arithmetic.kernel"),
+    output:
+        f"{ARITHMETIC}/kernel.npz",
+    params:
+        settings=json.dumps({"neighbors": arithmetic["neighbors"], "seed": config["seed"]}),
+    log:
+        f"{RESULTS}/logs/arithmetic_kernel.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/arithmetic_kernel.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "losskernel arithmetic kernel --trace {input.trace} --settings {params.settings:q} "
+        "--output {output} 2> {log}"
+
+
+rule figure_arithmetic_separation:
+    """Figure 3 of the paper: kernel matrix, embedding, distributions, AUC."""
+    input:
+        kernel=rules.arithmetic_kernel.output,
+        summary=rules.arithmetic_tabulate.output.summary,
+        code=code("figures.arithmetic.separation"),
+    output:
+        pdf=report(
+            f"{FIGURES}/arithmetic_separation.pdf", category="1 Modular arithmetic"
+        ),
+        png=f"{FIGURES}/arithmetic_separation.png",
+    log:
+        f"{RESULTS}/logs/figure_arithmetic_separation.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure_arithmetic_separation.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    shell:
+        "losskernel figure-arithmetic separation --kernel {input.kernel} "
+        "--summary {input.summary} --output {output.pdf} --output-png {output.png} 2> {log}"
+
+
+rule arithmetic_search_setup:
+    """Every probe setting of the search around one network of one training setup."""
+    input:
+        code=code("experiments.arithmetic.search"),
+    output:
+        f"{ARITHMETIC}/search/{{setup}}.csv",
+    params:
+        settings=settings(
+            "arithmetic",
+            probes=arithmetic["search"]["probes"],
+            sampling=arithmetic["search"]["sampling"],
+            search=None,
+        ),
+        setup=lambda wildcards: json.dumps(
+            next(s for s in arithmetic["search"]["setups"] if s["name"] == wildcards.setup)
+        ),
+    log:
+        f"{RESULTS}/logs/arithmetic_search/{{setup}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/arithmetic_search/{{setup}}.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=120,
+    shell:
+        "losskernel arithmetic search --settings {params.settings:q} --setup {params.setup:q} "
+        "--seed {config[arithmetic][search][seed]} --output {output} 2> {log}"
+
+
+rule arithmetic_search:
+    """The whole search, about an hour: `snakemake arithmetic_search` replaces the tracked table."""
+    input:
+        rows=expand(
+            rules.arithmetic_search_setup.output,
+            setup=[setup["name"] for setup in arithmetic["search"]["setups"]],
+        ),
+        code=code("experiments.arithmetic.stack"),
+    output:
+        f"{ARITHMETIC}/search.csv",
+    log:
+        f"{RESULTS}/logs/arithmetic_search.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/arithmetic_search.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    shell:
+        "losskernel arithmetic stack --rows {input.rows} --output {output} 2> {log}"
+
+
+rule figure_arithmetic_search:
+    """Heat maps of the search, from its tracked table."""
+    input:
+        table=(
+            rules.arithmetic_search.output
+            if arithmetic["search"]["run"]
+            else f"{REFERENCE}/arithmetic/search.csv"
+        ),
+        code=code("figures.arithmetic.search"),
+    output:
+        pdf=report(f"{FIGURES}/arithmetic_search.pdf", category="1 Modular arithmetic"),
+        png=f"{FIGURES}/arithmetic_search.png",
+    log:
+        f"{RESULTS}/logs/figure_arithmetic_search.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure_arithmetic_search.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    shell:
+        "losskernel figure-arithmetic search --table {input.table} --output {output.pdf} "
+        "--output-png {output.png} 2> {log}"

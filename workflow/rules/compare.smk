@@ -1,0 +1,28 @@
+"""Reported against reproduced."""
+
+
+rule compare:
+    """One row for every number and claim of the paper: `snakemake compare`."""
+    input:
+        reported="config/reported.csv",
+        arithmetic=rules.arithmetic_tabulate.output.summary,
+        arithmetic_rows=rules.arithmetic_tabulate.output.rows,
+        imagenet=rules.imagenet_analyze.output.arrays,
+        lift=rules.imagenet_analyze.output.lift,
+        code=code("experiments.compare.table"),
+    output:
+        report(config["compare"], category="Reported against reproduced"),
+    params:
+        settings=settings("arithmetic", search=None),
+    log:
+        f"{RESULTS}/logs/compare.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    shell:
+        "losskernel compare table --reported {input.reported} --arithmetic {input.arithmetic} "
+        "--arithmetic-rows {input.arithmetic_rows} "
+        "--imagenet {input.imagenet} --imagenet-lift {input.lift} --settings {params.settings:q} "
+        "--output {output} 2> {log}"

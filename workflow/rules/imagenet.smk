@@ -1,0 +1,258 @@
+"""Experiment 2: sample an image classifier and hold its kernel against the WordNet hierarchy.
+
+The provider of the trace is chosen by the config: sampled from `imagenet.image_folder` if one is
+given, else the tracked trace. The analysis is the same either way.
+"""
+
+IMAGENET = f"{RESULTS}/imagenet"
+imagenet = config["imagenet"]
+SAMPLED = imagenet["image_folder"] is not None
+CHAINS = range(imagenet["sampling"]["chains"])
+
+
+def imagenet_intermediate(name):
+    """A file that is computed from images, or its tracked copy."""
+    return f"{IMAGENET if SAMPLED else REFERENCE + '/imagenet'}/{name}"
+
+
+def image_settings():
+    """What loading the images and the model depends on."""
+    keys = ("model", "weights", "image_size", "image_folder", "per_class", "max_inputs")
+    chosen = {key: imagenet[key] for key in (*keys, "skip_unreadable")}
+    return json.dumps({**chosen, "seed": config["seed"]}, sort_keys=True)
+
+
+if imagenet["image_folder"] == "generated":
+    # Stand-ins for photographs, for a run without data: class folders of random textures.
+    GENERATED = f"{IMAGENET}/generated"
+    imagenet = {**imagenet, "image_folder": GENERATED}
+
+    rule imagenet_generate:
+        """Random textures in class folders, in place of photographs."""
+        input:
+            code=code("experiments.imagenet.generate"),
+        output:
+            directory(GENERATED),
+        params:
+            settings=json.dumps({**imagenet["generate"], "seed": config["seed"]}),
+        log:
+            f"{RESULTS}/logs/imagenet_generate.log",
+        shell:
+            "losskernel imagenet generate --settings {params.settings:q} --output {output} "
+            "2> {log}"
+
+
+rule imagenet_sample:
+    """One chain of SGLD around the published weights; its journal survives a kill."""
+    input:
+        images=imagenet["image_folder"] or [],
+        code=code("experiments.imagenet.sample"),
+    output:
+        f"{IMAGENET}/chains/{{chain}}.nc",
+    params:
+        settings=json.dumps(
+            {
+                **json.loads(image_settings()),
+                "probe": imagenet["probe"],
+                "sampling": imagenet["sampling"],
+            },
+            sort_keys=True,
+        ),
+        journal=f"{IMAGENET}/journals/{{chain}}",
+    log:
+        f"{RESULTS}/logs/imagenet_sample/{{chain}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/imagenet_sample/{{chain}}.tsv"
+    threads: imagenet["threads"]
+    resources:
+        mem_mb=8000,
+        runtime=1440,
+    shell:
+        "losskernel imagenet sample --settings {params.settings:q} --chain {wildcards.chain} "
+        "--journal {params.journal} --output {output} 2> {log}"
+
+
+rule imagenet_join:
+    """All chains in one trace."""
+    input:
+        traces=expand(rules.imagenet_sample.output, chain=CHAINS),
+        code=code("experiments.imagenet.join"),
+    output:
+        f"{IMAGENET}/trace.nc",
+    log:
+        f"{RESULTS}/logs/imagenet_join.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/imagenet_join.tsv"
+    resources:
+        mem_mb=4000,
+        runtime=10,
+    shell:
+        "losskernel imagenet join --traces {input.traces} --output {output} 2> {log}"
+
+
+rule imagenet_features:
+    """Penultimate features of the same images, the baseline."""
+    input:
+        images=imagenet["image_folder"] or [],
+        code=code("experiments.imagenet.features"),
+    output:
+        f"{IMAGENET}/features.npz",
+    params:
+        settings=image_settings(),
+    log:
+        f"{RESULTS}/logs/imagenet_features.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/imagenet_features.tsv"
+    threads: imagenet["threads"]
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    shell:
+        "losskernel imagenet features --settings {params.settings:q} --output {output} 2> {log}"
+
+
+rule imagenet_evaluate:
+    """Accuracy of the model on the images before any perturbation."""
+    input:
+        images=imagenet["image_folder"] or [],
+        code=code("experiments.imagenet.evaluate"),
+    output:
+        f"{IMAGENET}/accuracy.json",
+    params:
+        settings=image_settings(),
+    log:
+        f"{RESULTS}/logs/imagenet_evaluate.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/imagenet_evaluate.tsv"
+    threads: imagenet["threads"]
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    shell:
+        "losskernel imagenet evaluate --settings {params.settings:q} --output {output} 2> {log}"
+
+
+rule imagenet_hierarchy:
+    """The WordNet hierarchy above the classes; tracked, as it needs the corpus once only."""
+    input:
+        code=code("experiments.imagenet.hierarchy"),
+    output:
+        f"{IMAGENET}/hierarchy.json",
+    log:
+        f"{RESULTS}/logs/imagenet_hierarchy.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/imagenet_hierarchy.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    shell:
+        "losskernel imagenet hierarchy --output {output} 2> {log}"
+
+
+rule imagenet_analyze:
+    """Kernel, neighbors, lift by depth, rank correlation, convergence."""
+    input:
+        trace=imagenet_intermediate("trace.nc"),
+        features=imagenet_intermediate("features.npz"),
+        hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
+        code=code("experiments.imagenet.analyze"),
+    output:
+        arrays=f"{IMAGENET}/analysis.npz",
+        lift=f"{IMAGENET}/lift.csv",
+        convergence=f"{IMAGENET}/convergence.csv",
+    params:
+        settings=json.dumps({**imagenet["analysis"], "seed": config["seed"]}, sort_keys=True),
+    log:
+        f"{RESULTS}/logs/imagenet_analyze.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/imagenet_analyze.tsv"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        "losskernel imagenet analyze --trace {input.trace} --features {input.features} "
+        "--hierarchy {input.hierarchy} --settings {params.settings:q} --output {output.arrays} "
+        "--output-lift {output.lift} --output-convergence {output.convergence} 2> {log}"
+
+
+rule figure_imagenet_map:
+    """Map of the inputs, colored by their place in the hierarchy; thumbnails where images are."""
+    input:
+        arrays=rules.imagenet_analyze.output.arrays,
+        images=imagenet["image_folder"] or [],
+        code=code("figures.imagenet.map"),
+    output:
+        pdf=report(f"{FIGURES}/imagenet_map.pdf", category="2 ImageNet"),
+        png=f"{FIGURES}/imagenet_map.png",
+    log:
+        f"{RESULTS}/logs/figure_imagenet_map.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure_imagenet_map.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=5,
+    shell:
+        "losskernel figure-imagenet map --arrays {input.arrays} --output {output.pdf} "
+        "--output-png {output.png} 2> {log}"
+
+
+rule figure_imagenet_matrix:
+    """Kernel matrix beside the hierarchy's."""
+    input:
+        arrays=rules.imagenet_analyze.output.arrays,
+        code=code("figures.imagenet.matrix"),
+    output:
+        pdf=report(f"{FIGURES}/imagenet_matrix.pdf", category="2 ImageNet"),
+        png=f"{FIGURES}/imagenet_matrix.png",
+    log:
+        f"{RESULTS}/logs/figure_imagenet_matrix.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure_imagenet_matrix.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=5,
+    shell:
+        "losskernel figure-imagenet matrix --arrays {input.arrays} --output {output.pdf} "
+        "--output-png {output.png} 2> {log}"
+
+
+rule figure_imagenet_lift:
+    """Taxonomic lift by depth, with noise floor, null and baseline."""
+    input:
+        lift=rules.imagenet_analyze.output.lift,
+        code=code("figures.imagenet.lift"),
+    output:
+        pdf=report(f"{FIGURES}/imagenet_lift.pdf", category="2 ImageNet"),
+        png=f"{FIGURES}/imagenet_lift.png",
+    log:
+        f"{RESULTS}/logs/figure_imagenet_lift.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure_imagenet_lift.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    shell:
+        "losskernel figure-imagenet lift --lift {input.lift} --output {output.pdf} "
+        "--output-png {output.png} 2> {log}"
+
+
+rule figure_imagenet_convergence:
+    """CKA of the kernel against the number of draws."""
+    input:
+        convergence=rules.imagenet_analyze.output.convergence,
+        trace=imagenet_intermediate("trace.nc"),
+        code=code("figures.imagenet.convergence"),
+    output:
+        pdf=report(f"{FIGURES}/imagenet_convergence.pdf", category="2 ImageNet"),
+        png=f"{FIGURES}/imagenet_convergence.png",
+    log:
+        f"{RESULTS}/logs/figure_imagenet_convergence.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure_imagenet_convergence.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    shell:
+        "losskernel figure-imagenet convergence --convergence {input.convergence} "
+        "--trace {input.trace} --output {output.pdf} --output-png {output.png} 2> {log}"
