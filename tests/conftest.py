@@ -1,6 +1,8 @@
 """Settings of all tests, and where they find the data that is not part of the repository."""
 
 import os
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,22 @@ def nltk_data() -> Path:
         if (corpora / "wordnet.zip").is_file() or (corpora / "wordnet").is_dir():
             return folder
     pytest.skip("needs WordNet in NLTK_DATA or in ../shared/data/nltk_data, and finds neither")
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file of this process can grow past a number of bytes.
+
+    The system refuses the write itself, below every library, as it does on a full disk.
+    """
+
+    @contextmanager
+    def limited(size: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

@@ -12,10 +12,6 @@ from losskernel.errors import TraceError
 from losskernel.kernel import deviations, standardized
 from losskernel.seeds import numpy_generator
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # announces ArviZ 1.0 at every import
-    import arviz as az
-
 
 def cka(kernel: ArrayLike, other: ArrayLike) -> float:
     """Centered kernel alignment of two kernel matrices on the same inputs, in [0, 1] if both PSD.
@@ -33,11 +29,13 @@ def cka(kernel: ArrayLike, other: ArrayLike) -> float:
     def centered(matrix: np.ndarray) -> np.ndarray:
         return matrix - matrix.mean(0) - matrix.mean(1)[:, None] + matrix.mean()
 
-    kernel, other = centered(kernel), centered(other)
-    scale = np.linalg.norm(kernel) * np.linalg.norm(other)
-    if scale == 0:
-        raise TraceError("cka: a kernel is constant, its alignment is undefined")
-    return float((kernel * other).sum() / scale)
+    norms = []
+    for matrix in (kernel, other):
+        norms.append(np.linalg.norm(centered(matrix)))
+        # Centering a constant leaves rounding, not 0.
+        if norms[-1] <= 1e-12 * np.linalg.norm(matrix):
+            raise TraceError("cka: a kernel is constant, its alignment is undefined")
+    return float((centered(kernel) * centered(other)).sum() / (norms[0] * norms[1]))
 
 
 def sample_cka(losses: ArrayLike, other: ArrayLike, center: str = "pooled") -> float:
@@ -134,6 +132,7 @@ def convergence(losses: np.ndarray) -> Convergence:
         losses: ``(chain, draw, input)``, at least 4 draws a chain; with a single chain R-hat
             compares its halves.
     """
+    az = _arviz()
     dataset = az.convert_to_dataset({"loss": np.asarray(losses, float)})
     ess = az.ess(dataset)["loss"].values
     rhat = az.rhat(dataset)["loss"].values
@@ -150,7 +149,15 @@ def _mean_ess(values: np.ndarray) -> float:
     """Effective sample size of the mean of one quantity ``(chain, draw)``, at least 1."""
     if values.shape[1] < 4 or values.std() == 0:
         return 1.0
-    return max(1.0, float(az.ess(values, method="mean")))
+    return max(1.0, float(_arviz().ess(values, method="mean")))
+
+
+def _arviz():
+    """ArviZ, imported when it is needed: it loads for seconds, and most calls do without it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # announces ArviZ 1.0 at every import
+        import arviz
+    return arviz
 
 
 def effective_rank(losses: np.ndarray, center: str = "pooled") -> float:

@@ -137,7 +137,8 @@ class SequentialEngine:
             for parameter in self._parameters:
                 parameter.requires_grad_(True)
             value = self._losses(self._model, x, y).mean()
-            grads = torch.autograd.grad(value, self._parameters)
+            # A parameter that the output does not depend on has gradient 0, as in the other engine.
+            grads = torch.autograd.grad(value, self._parameters, materialize_grads=True)
             for parameter in self._parameters:
                 parameter.requires_grad_(False)
             views = self.layout.views(gradient[row])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from losskernel.errors import LossKernelError
 
@@ -31,10 +33,11 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has its own type for a full disk
+        reason = getattr(error, "strerror", None) or error
         raise LossKernelError(
-            f"{path}: cannot be written ({error.strerror or error}); "
-            "free disk space or choose another place"
+            f"{path}: cannot be written ({reason}); free disk space or choose another place"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is gone, or its folder never was; the error above says more
+            temporary.unlink()

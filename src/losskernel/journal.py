@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from losskernel.errors import TraceError
+from losskernel.errors import LossKernelError, TraceError
 from losskernel.files import atomic_path
 
 
@@ -33,11 +33,15 @@ class Journal:
 
     Raises:
         TraceError: the folder holds a run with other settings, or cannot be read.
+        LossKernelError: it cannot be written to, here or in :meth:`append`.
     """
 
     def __init__(self, folder: str | Path, settings: dict, chains: int, inputs: int):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
         self._chains, self._inputs = chains, inputs
         self._check_settings(json.loads(json.dumps(settings)))
         self.draws = 0
@@ -91,8 +95,11 @@ class Journal:
 
     def append(self, losses, batch_losses, weights: torch.Tensor, diverged: np.ndarray) -> None:
         """Record one complete draw: losses ``(chain, input)`` and the weights it was taken at."""
-        _write(self._losses, np.ascontiguousarray(losses, np.float32).tobytes())
-        _write(self._batch_losses, np.ascontiguousarray(batch_losses, np.float64).tobytes())
+        try:
+            _write(self._losses, np.ascontiguousarray(losses, np.float32).tobytes())
+            _write(self._batch_losses, np.ascontiguousarray(batch_losses, np.float64).tobytes())
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
         state = {
             "weights": weights.cpu().contiguous(),
             "diverged": torch.as_tensor(diverged),
@@ -122,3 +129,10 @@ def _write(file, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
+
+
+def _unwritable(folder: Path, error: OSError) -> LossKernelError:
+    return LossKernelError(
+        f"{folder}: the journal cannot be written ({error.strerror or error}); free disk space or "
+        "choose another place, then run again to continue"
+    )

@@ -98,7 +98,8 @@ def sample_losses(
         The trace, with losses ``(chain, draw, input)``.
 
     Raises:
-        ConfigError: a count is below 1, or ``parameters`` selects nothing.
+        ConfigError: a count is below 1, the burn-in or the seed negative, a chain number repeated,
+            or ``parameters`` selects nothing.
         DataError: the data are empty or the loss has the wrong shape.
         TraceError: the journal belongs to a run with other settings.
         DivergenceError: every chain diverged.
@@ -112,7 +113,12 @@ def sample_losses(
     }.items():
         if value < 1:
             raise ConfigError(f"sampling: {name} = {value} must be at least 1")
+    for name, value in {"burn_in": burn_in, "seed": seed}.items():
+        if value < 0:
+            raise ConfigError(f"sampling: {name} = {value} must be at least 0")
     chain_ids = list(range(chains)) if chain_ids is None else [int(i) for i in chain_ids]
+    if not chain_ids or min(chain_ids) < 0 or len(set(chain_ids)) < len(chain_ids):
+        raise ConfigError(f"sampling: chain_ids = {chain_ids} must be distinct numbers from 0 up")
     data = Inputs(data, device)
     probe_inputs = data if probe_data is None else Inputs(probe_data, device)
     batch_size = min(batch_size, len(data))

@@ -140,8 +140,10 @@ class LossTrace:
         encoding = {
             name: packing for name, array in self.dataset.data_vars.items() if array.size > 1
         }
+        # Encoded in memory first: on a full disk the HDF5 library itself crashes the process.
+        encoded = self.dataset.to_netcdf(engine="h5netcdf", encoding=encoding)
         with atomic_path(path) as temporary:
-            self.dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+            temporary.write_bytes(encoded)
 
     @classmethod
     def load(cls, path: str | Path) -> LossTrace:
@@ -172,8 +174,11 @@ def concatenate(traces: list[LossTrace], dimension: str = "chain") -> LossTrace:
     """Join traces of the same probe and inputs along ``chain`` (or ``draw``).
 
     Raises:
-        TraceError: they differ in probe settings, weights or inputs, or repeat a chain.
+        TraceError: they differ in probe settings, weights, inputs or, along ``chain``, draws (along
+            ``draw``, chains), repeat a chain, or there are none.
     """
+    if not traces:
+        raise TraceError("no traces to join; give at least one")
     first = traces[0].attributes
     for other in (trace.attributes for trace in traces[1:]):
         for key in _IDENTITY:
@@ -182,13 +187,21 @@ def concatenate(traces: list[LossTrace], dimension: str = "chain") -> LossTrace:
                     f"traces differ in {key} ({first.get(key)}, {other.get(key)}); "
                     "join only draws of one probe distribution"
                 )
+    for name in (name for name in DIMENSIONS if name != dimension):
+        for trace in traces[1:]:
+            here, there = traces[0].dataset.indexes[name], trace.dataset.indexes[name]
+            if not here.equals(there):
+                raise TraceError(
+                    f"traces differ in their {name}s ({len(here)} and {len(there)} of them); "
+                    f"to join along '{dimension}' they must be the same"
+                )
     joined = xr.concat(
         [trace.dataset for trace in traces],
         dimension,
         data_vars="minimal",
         coords="minimal",
         compat="override",
-        join="override" if dimension == "draw" else "exact",
+        join="exact",
         combine_attrs="override",
     )
     if dimension == "draw":

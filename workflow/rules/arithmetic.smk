@@ -60,28 +60,10 @@ rule arithmetic_sample:
 
 
 rule arithmetic_measure:
-    """Separation of the tasks and convergence of one trace."""
+    """Separation of the tasks and convergence of every trace, and their mean and spread."""
     input:
-        trace=rules.arithmetic_sample.output,
-        code=code("experiments.arithmetic.measure"),
-    output:
-        f"{ARITHMETIC}/rows/{{group}}-{{seed}}-{{sampling_seed}}.csv",
-    log:
-        f"{RESULTS}/logs/arithmetic_measure/{{group}}-{{seed}}-{{sampling_seed}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/arithmetic_measure/{{group}}-{{seed}}-{{sampling_seed}}.tsv"
-    resources:
-        mem_mb=2000,
-        runtime=10,
-    shell:
-        "losskernel arithmetic measure --trace {input.trace} --output {output} 2> {log}"
-
-
-rule arithmetic_tabulate:
-    """All seeds and groups in one table, and their mean and spread."""
-    input:
-        rows=expand(
-            rules.arithmetic_measure.output,
+        traces=expand(
+            rules.arithmetic_sample.output,
             group=arithmetic["groups"],
             seed=arithmetic["training_seeds"],
             sampling_seed=arithmetic["sampling_seeds"],
@@ -89,19 +71,19 @@ rule arithmetic_tabulate:
         histories=expand(
             rules.arithmetic_train.output.history, seed=arithmetic["training_seeds"]
         ),
-        code=code("experiments.arithmetic.tabulate"),
+        code=code("experiments.arithmetic.measure"),
     output:
         rows=f"{ARITHMETIC}/separation.csv",
         summary=f"{ARITHMETIC}/summary.csv",
     log:
-        f"{RESULTS}/logs/arithmetic_tabulate.log",
+        f"{RESULTS}/logs/arithmetic_measure.log",
     benchmark:
-        f"{RESULTS}/benchmarks/arithmetic_tabulate.tsv"
+        f"{RESULTS}/benchmarks/arithmetic_measure.tsv"
     resources:
-        mem_mb=1000,
-        runtime=5,
+        mem_mb=2000,
+        runtime=20,
     shell:
-        "losskernel arithmetic tabulate --rows {input.rows} --logs {input.histories} "
+        "losskernel arithmetic measure --traces {input.traces} --histories {input.histories} "
         "--output {output.rows} --output-summary {output.summary} 2> {log}"
 
 
@@ -135,7 +117,7 @@ rule figure_arithmetic_separation:
     """Figure 3 of the paper: kernel matrix, embedding, distributions, AUC."""
     input:
         kernel=rules.arithmetic_kernel.output,
-        summary=rules.arithmetic_tabulate.output.summary,
+        summary=rules.arithmetic_measure.output.summary,
         code=code("figures.arithmetic.separation"),
     output:
         pdf=report(

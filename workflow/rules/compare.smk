@@ -5,8 +5,8 @@ rule compare:
     """One row for every number and claim of the paper: `snakemake compare`."""
     input:
         reported="config/reported.csv",
-        arithmetic=rules.arithmetic_tabulate.output.summary,
-        arithmetic_rows=rules.arithmetic_tabulate.output.rows,
+        arithmetic=rules.arithmetic_measure.output.summary,
+        arithmetic_rows=rules.arithmetic_measure.output.rows,
         imagenet=rules.imagenet_analyze.output.arrays,
         lift=rules.imagenet_analyze.output.lift,
         code=code("experiments.compare.table"),

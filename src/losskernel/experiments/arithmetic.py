@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from losskernel.data.arithmetic import (
     ADDITION,
@@ -36,6 +37,7 @@ from losskernel.trace import LossTrace
 from losskernel.training import TrainingSettings, evaluate
 from losskernel.training import train as train_classifier
 
+KEY = ("group", "training_seed", "sampling_seed")
 PAIRS = {
     "addition": (ADDITION, ADDITION),
     "division": (DIVISION, DIVISION),
@@ -158,40 +160,35 @@ def _measurements(trace: LossTrace) -> dict:
     }
 
 
-def measure(trace: Path, output: Path) -> None:
-    """Separation, correlations by pair of tasks and convergence of one trace: a table of one row."""
-    loaded = LossTrace.load(trace)
-    names = ("group", "training_seed", "sampling_seed")
-    row = {name: loaded.attributes[name] for name in names} | _measurements(loaded)
-    with atomic_path(output) as temporary:
-        pd.DataFrame([row]).to_csv(temporary, index=False)
+def measure(
+    traces: list[Path], histories: list[Path], output: Path, output_summary: Path
+) -> None:
+    """Separation, R by pair of tasks and convergence of every trace; mean and spread over seeds.
 
-
-def tabulate(rows: list[Path], logs: list[Path], output: Path, output_summary: Path) -> None:
-    """All rows in one table, and for each group the mean and spread over seeds.
-
-    The spread is the standard deviation over training seeds of the mean over sampling seeds: the
-    sampling seeds of one network are not independent replications of training.
+    The spread ``sd`` is the standard deviation over training seeds of the mean over sampling seeds:
+    the sampling seeds of one network are not independent replications of training. ``sd_sampling``
+    is the standard deviation over sampling seeds within a network.
     """
-    table = pd.concat([pd.read_csv(row) for row in rows], ignore_index=True)
-    history = pd.DataFrame([json.loads(log.read_text()) for log in logs])
+    rows = []
+    for path in tqdm(traces, "traces", mininterval=1):
+        trace = LossTrace.load(path)
+        key = {name: trace.attributes[name] for name in KEY}
+        rows.append(key | _measurements(trace))
+    history = pd.DataFrame([json.loads(path.read_text()) for path in histories])
     accuracies = history.drop(columns=["step", "loss"]).rename(columns={"seed": "training_seed"})
-    table = table.merge(accuracies, on="training_seed", validate="many_to_one")
-    values = [name for name in table if name not in ("group", "training_seed", "sampling_seed")]
-    by_network = table.groupby(["group", "training_seed"], sort=False)[values].mean()
-    over = by_network.groupby("group", sort=False)
+    table = pd.DataFrame(rows).merge(accuracies, on="training_seed", validate="many_to_one")
+    values = [name for name in table if name not in KEY]
+    by_network = table.groupby(["group", "training_seed"], sort=False)[values]
+    means, spreads = by_network.mean(), by_network.std(ddof=1)
     summary = pd.concat(
         {
-            "mean": over.mean(),
-            "sd": over.std(ddof=1),
-            "sd_sampling": table.groupby(["group", "training_seed"], sort=False)[values]
-            .std(ddof=1)
-            .groupby("group", sort=False)
-            .mean(),
+            "mean": means.groupby("group", sort=False).mean(),
+            "sd": means.groupby("group", sort=False).std(ddof=1),
+            "sd_sampling": spreads.groupby("group", sort=False).mean(),
         },
         names=["statistic"],
     )
-    summary["networks"] = by_network.index.get_level_values("training_seed").nunique()
+    summary["networks"] = table["training_seed"].nunique()
     for frame, path, index in ((table, output, False), (summary, output_summary, True)):
         with atomic_path(path) as temporary:
             frame.to_csv(temporary, index=index)

@@ -1,0 +1,187 @@
+import arviz as az
+import numpy as np
+import pytest
+
+from losskernel.diagnostics import (
+    cka,
+    cka_curve,
+    convergence,
+    effective_rank,
+    noise_floor,
+    sample_cka,
+    shifted,
+    split_half_cka,
+)
+from losskernel.errors import TraceError
+from losskernel.kernel import CENTERINGS, correlation
+
+
+def independent(chains=4, draws=100, inputs=80, seed=0):
+    return np.random.default_rng(seed).standard_normal((chains, draws, inputs))
+
+
+def autoregressive(memory, chains=4, draws=400, inputs=30, seed=0):
+    rng = np.random.default_rng(seed)
+    losses = np.empty((chains, draws, inputs))
+    losses[:, 0] = rng.standard_normal((chains, inputs))
+    for draw in range(1, draws):
+        fresh = rng.standard_normal((chains, inputs))
+        losses[:, draw] = memory * losses[:, draw - 1] + np.sqrt(1 - memory**2) * fresh
+    return losses
+
+
+def structured(seed=0, draws=200):
+    """Four chains of 40 inputs in two groups that move together, and noise."""
+    rng = np.random.default_rng(seed)
+    common = np.repeat(rng.standard_normal((4, draws, 2)), 20, axis=2)
+    return common + 0.5 * rng.standard_normal((4, draws, 40))
+
+
+KERNEL, OTHER = (correlation(independent(inputs=20, draws=10, seed=seed)) for seed in (1, 2))
+
+
+def test_cka_of_a_kernel_with_itself_is_1_whatever_its_scale():
+    assert cka(KERNEL, KERNEL) == pytest.approx(1)
+    assert cka(KERNEL, 7 * KERNEL) == pytest.approx(1)
+    assert cka(KERNEL, -KERNEL) == pytest.approx(-1)
+
+
+def test_cka_is_symmetric_bounded_and_blind_to_scale_shift_and_rotation():
+    value = cka(KERNEL, OTHER)
+    assert 0 < value < 1
+    assert cka(OTHER, KERNEL) == pytest.approx(value)
+    assert cka(3 * KERNEL + 5, 0.1 * OTHER - 2) == pytest.approx(value)
+    order = np.random.default_rng(0).permutation(20)
+    assert cka(KERNEL[order][:, order], OTHER[order][:, order]) == pytest.approx(value)
+    assert abs(cka(KERNEL[order][:, order], OTHER) - value) > 1e-3  # inputs must correspond
+
+
+def test_cka_is_the_textbook_formula():
+    h = np.eye(20) - 1 / 20
+    k, other = h @ KERNEL @ h, h @ OTHER @ h
+    expected = np.trace(k @ other) / np.sqrt(np.trace(k @ k) * np.trace(other @ other))
+    assert cka(KERNEL, OTHER) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("center", CENTERINGS)
+def test_sample_cka_is_the_cka_of_the_kernels(center):
+    a, b = structured(0, draws=10), structured(1, draws=25)
+    expected = cka(correlation(a, center), correlation(b, center))
+    assert sample_cka(a, b, center) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e6])
+def test_cka_with_a_constant_kernel_is_undefined(constant):
+    with pytest.raises(TraceError, match="constant"):
+        cka(np.full((20, 20), constant), KERNEL)
+
+
+def test_cka_of_unequal_inputs():
+    with pytest.raises(TraceError, match="differ"):
+        cka(KERNEL, OTHER[:5, :5])
+    with pytest.raises(TraceError, match="5 and 80 inputs"):
+        sample_cka(independent(inputs=5), independent())
+    with pytest.raises(TraceError, match="no loss varies"):
+        sample_cka(np.ones((2, 5, 80)), independent())
+
+
+def test_cka_curve_ends_at_1():
+    losses = structured()
+    curve = cka_curve(losses, [5, 20, 200])
+    assert curve[-1] == pytest.approx(1)
+    assert curve[0] == pytest.approx(sample_cka(losses[:, :5], losses))
+    assert curve[0] < curve[1] < curve[2]
+
+
+def test_split_halves_tell_structure_from_noise():
+    """For S independent draws of n inputs, R = I + noise of variance 1/S off the diagonal.
+
+    Only the diagonals agree between halves: CKA = n / (n + n^2 / S), up to 1/n.
+    """
+    draws, inputs = 40, 80
+    noise = independent(draws=2 * draws, inputs=inputs)
+    samples = 4 * draws
+    expected = 1 / (1 + inputs / samples)
+    assert split_half_cka(noise, [draws])[0] == pytest.approx(expected, abs=3 / inputs)
+    assert cka_curve(noise, [2 * draws])[0] == pytest.approx(1)  # what the curve cannot see
+    assert split_half_cka(structured(), [100])[0] > 0.97
+
+
+def test_split_halves_use_each_draw_once():
+    losses = np.arange(30.0)[None, :, None] * np.ones((1, 30, 2))
+    seen = []
+
+    def record(even, odd, center):
+        seen.extend([even[0, :, 0], odd[0, :, 0]])
+        return 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("losskernel.diagnostics.sample_cka", record)
+        split_half_cka(losses, [15])
+    assert sorted(np.concatenate(seen)) == list(range(30))
+    assert len(seen[0]) == len(seen[1]) == 15
+
+
+@pytest.mark.parametrize("draws", [25, 100, 400])
+def test_noise_floor_of_independent_draws(draws):
+    """1/sqrt(S - 1); the standard deviation of 3,160 nearly independent values errs by 1.3 %."""
+    floor = noise_floor(independent(draws=draws))
+    assert floor == pytest.approx(1 / np.sqrt(4 * draws - 1), rel=4 * 0.0126)
+
+
+def test_noise_floor_rises_with_autocorrelation_and_ignores_structure():
+    """Correlation of two AR(1) series: variance (1 + a^2) / (1 - a^2) / S (Bartlett)."""
+    losses = autoregressive(0.8, chains=8, inputs=60)
+    expected = np.sqrt((1 + 0.64) / (1 - 0.64) / (8 * 400))
+    assert noise_floor(losses) == pytest.approx(expected, rel=0.1)
+    assert correlation(structured())[0, 1] > 0.7
+    # Shifts of two inputs agree by chance in 1 of 200 draws; then R is 0.8 in that chain.
+    assert noise_floor(structured()) == pytest.approx(1 / np.sqrt(800), rel=0.2)
+
+
+def test_shifting_keeps_each_inputs_values_and_their_order_in_time():
+    losses = independent(chains=2, draws=7, inputs=5)
+    null = shifted(losses, seed=3)
+    for chain in range(2):
+        for item in range(5):
+            rotations = [np.roll(losses[chain, :, item], shift) for shift in range(7)]
+            assert any(np.array_equal(null[chain, :, item], series) for series in rotations)
+    assert not np.array_equal(null, losses)
+    assert np.array_equal(null, shifted(losses, seed=3))
+
+
+def test_effective_sample_size_and_rhat_are_arvizs_input_by_input():
+    losses = autoregressive(0.7, inputs=5)
+    losses[0, :, 2] += 3  # one chain elsewhere
+    found = convergence(losses)
+    assert found.ess.shape == found.rhat.shape == (5,)
+    for item in range(5):
+        assert found.ess[item] == pytest.approx(az.ess(losses[:, :, item]))
+        assert found.rhat[item] == pytest.approx(az.rhat(losses[:, :, item]))
+    others = np.array([0, 1, 3, 4])
+    assert found.rhat[2] > 1.3 and (found.rhat[others] < 1.1).all()
+    # Bulk ESS of AR(1) is about S (1 - a) / (1 + a) = 282 of 1,600.
+    assert (np.abs(np.log(found.ess[others] / 282)) < np.log(2)).all()
+
+
+def test_drift_is_measured_with_its_error():
+    """Drift over error has mean square 1 over 30 stationary traces (chi-squared, 99.9 %)."""
+    z = []
+    for seed in range(30):
+        found = convergence(autoregressive(0.5, draws=200, inputs=3, seed=seed))
+        z.append(found.drift / found.drift_error)
+    assert 12 / 30 < np.mean(np.square(z)) < 60 / 30
+    losses = autoregressive(0.5, draws=200, inputs=3)
+    losses[:, 100:] += 0.5
+    found = convergence(losses)
+    assert found.drift == pytest.approx(0.5, abs=4 * found.drift_error)
+    assert found.drift > 4 * found.drift_error
+
+
+def test_effective_rank():
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((50, 50)))[0]
+    basis -= basis.mean(0)
+    three = np.linalg.qr(basis[:, :3])[0] @ np.linalg.qr(rng.standard_normal((20, 20)))[0][:3]
+    assert effective_rank(three) == pytest.approx(3, abs=1e-6)
+    assert effective_rank(np.outer(rng.standard_normal(9), np.ones(4))) == pytest.approx(1)

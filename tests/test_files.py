@@ -1,0 +1,55 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from losskernel.errors import LossKernelError
+from losskernel.files import atomic_path
+
+
+def test_replaces_the_file_when_the_block_ends(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    with atomic_path(path) as temporary:
+        assert temporary.suffix == ".csv"
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_block_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(error), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(bytes(10_000)),
+        lambda path: save_file({"w": torch.zeros(10_000)}, path),
+    ],
+    ids=["bytes", "safetensors"],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path, full_disk, write, old):
+    path = tmp_path / "result.safetensors"
+    if old:
+        path.write_text(old)
+    with pytest.raises(LossKernelError) as caught, full_disk(1000), atomic_path(path) as temporary:
+        write(temporary)
+    message = str(caught.value)
+    assert str(path) in message and "free disk space" in message and "\n" not in message
+    assert list(tmp_path.iterdir()) == ([path] if old else [])
+    assert not old or path.read_text() == old
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LossKernelError, match="cannot be written"):
+        with atomic_path(tmp_path / "file" / "below.csv") as temporary:
+            temporary.write_text("")

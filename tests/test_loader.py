@@ -1,0 +1,180 @@
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+
+from losskernel.errors import ConfigError, WeightsError
+from losskernel.models.inception_v1 import InceptionV1
+from losskernel.models.loader import (
+    caffe_preprocessing,
+    load_classifier,
+    load_weights,
+    read_weights,
+)
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (256, 301, 3)).astype(np.uint8)
+IMAGE = Image.fromarray(PIXELS)
+KEY = "inception_3a/3x3.weight"
+
+
+@pytest.fixture(scope="module")
+def caffe_state():
+    torch.manual_seed(0)
+    state = InceptionV1().state_dict()
+    return {
+        name.replace(".", "/", 1) if name.startswith("inception_") else name: tensor
+        for name, tensor in state.items()
+    }
+
+
+def test_caffe_preprocessing():
+    """BGR, 0-255, minus the means; the crop starts at floor(77 / 2) of the 301 pixels."""
+    found = caffe_preprocessing()(IMAGE)
+    crop = PIXELS[16 : 16 + 224, 38 : 38 + 224].astype(np.float32)
+    expected = crop[..., ::-1] - np.array([104, 117, 123], np.float32)
+    assert np.array_equal(found.numpy(), expected.transpose(2, 0, 1))
+    assert caffe_preprocessing(160)(IMAGE).shape == (3, 160, 160)
+    assert caffe_preprocessing()(IMAGE.resize((400, 700))).shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weights_load_from_both_formats(tmp_path, caffe_state, suffix):
+    path = tmp_path / f"weights.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(caffe_state, path)
+    model = load_classifier("inception_v1", path).model
+    assert not model.training
+    assert torch.equal(model.state_dict()["inception_3a.3x3.weight"], caffe_state[KEY])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s | {KEY: torch.zeros(128, 96, 5, 5)}, r"shape \(128, 96, 5, 5\), the model"),
+        (
+            lambda s: {k: v for k, v in s.items() if k != KEY},
+            r"no tensor 'inception_3a.3x3.weight'",
+        ),
+        (lambda s: s | {"aux.weight": torch.zeros(3)}, "'aux.weight' that the model lacks"),
+        (lambda s: {"fc.weight": torch.zeros(10, 5)}, "weights of another architecture"),
+        (
+            lambda s: s | {"loss3/classifier.bias": torch.zeros(200)},
+            r"'loss3/classifier.bias' has shape \(200,\), the model needs \(1000,\)",
+        ),
+    ],
+    ids=["shape", "missing", "surplus", "architecture", "classes"],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path, caffe_state, change, message):
+    path = tmp_path / "weights.safetensors"
+    save_file(change(dict(caffe_state)), path)
+    with pytest.raises(WeightsError, match=f"weights.safetensors: .*{message}") as caught:
+        load_classifier("inception_v1", path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_is_unchanged_by_weights_that_do_not_fit():
+    model = torch.nn.Linear(2, 3)
+    before = model.weight.clone()
+    with pytest.raises(WeightsError):
+        load_weights(model, {"weight": torch.zeros(3, 2), "bias": torch.zeros(4)}, "file")
+    assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize("keep", [0, 20, 0.5])
+def test_damaged_files_are_named(tmp_path, suffix, keep):
+    path = tmp_path / f"weights.{suffix}"
+    state = {"w": torch.randn(1000)}
+    (save_file if suffix == "safetensors" else torch.save)(state, path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if keep < 1 else keep])
+    with pytest.raises(WeightsError, match=f"weights.{suffix}: unreadable as weights") as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+class Payload:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
+    path, witness = tmp_path / "weights.pt", tmp_path / "witness"
+    torch.save({"w": torch.zeros(2), "payload": Payload(witness)}, path)
+    with pytest.raises(WeightsError, match="weights.pt: unreadable as weights"):
+        read_weights(path)
+    assert not witness.exists()
+    torch.load(path, weights_only=False)  # the payload does work
+    assert witness.exists()
+
+
+def test_other_things_that_are_not_weights(tmp_path):
+    with pytest.raises(WeightsError, match="none.pt: no such weights file"):
+        load_classifier("inception_v1", tmp_path / "none.pt")
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"state_dict": {"w": torch.zeros(2)}, "epoch": 3}, path)
+    with pytest.raises(WeightsError, match="checkpoint.pt: not a state dict of tensors"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet50", "'resnet50' is not inception_v1, torchvision:<name> or timm:<name>"),
+        ("hub:resnet50", "'hub:resnet50' is not"),
+        ("torchvision:resnet5", "torchvision has no model 'resnet5'"),
+        ("timm:resnet5", "timm has no model 'resnet5'"),
+    ],
+)
+def test_unknown_models(name, message):
+    with pytest.raises(ConfigError, match=message):
+        load_classifier(name, "random")
+
+
+def test_published_weights_of_inception_v1_need_a_file():
+    with pytest.raises(WeightsError, match="give the path"):
+        load_classifier("inception_v1", "pretrained")
+
+
+def test_torchvisions_googlenet():
+    classifier = load_classifier("torchvision:googlenet", "random")
+    expected = torchvision.models.GoogLeNet_Weights.DEFAULT.transforms()(IMAGE)
+    assert torch.equal(classifier.preprocess(IMAGE), expected)
+    assert not classifier.model.training
+    assert not any(name.startswith("aux") for name, _ in classifier.model.named_parameters())
+    with torch.inference_mode():
+        assert classifier.model(expected[None]).shape == (1, 1000)
+
+
+def test_timms_efficientnet_lite():
+    classifier = load_classifier("timm:tf_efficientnet_lite0", "random")
+    model = timm.create_model("tf_efficientnet_lite0")
+    config = timm.data.resolve_data_config({}, model=model)
+    expected = timm.data.create_transform(**config, is_training=False)(IMAGE)
+    assert torch.equal(classifier.preprocess(IMAGE), expected)
+    assert not classifier.model.training
+    with torch.inference_mode():
+        assert classifier.model(expected[None]).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18", "inception_v1"])
+def test_image_size(name):
+    preprocess = load_classifier(name, "random", image_size=160).preprocess
+    assert preprocess(IMAGE).shape == (3, 160, 160)
+
+
+def test_random_weights_come_from_the_seed_alone():
+    state = torch.random.get_rng_state()
+    first, again, other = (
+        load_classifier("timm:tf_efficientnet_lite0", "random", seed=seed).model.conv_stem.weight
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), state)
