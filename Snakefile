@@ -24,4 +24,5 @@ rule all:
     input:
         figures("arithmetic_separation", "arithmetic_search"),
         figures("imagenet_map", "imagenet_matrix", "imagenet_lift", "imagenet_convergence"),
+        rules.figure_imagenet_thumbnails.output if IMAGES else [],
         rules.compare.output,

@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# One thread a process: two test processes and their jobs share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Hypothesis fails examples that take longer than 200 ms; how long one takes says nothing here.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The run of the whole DAG first: it takes longest, and the rest goes on beside it."""
+    items.sort(key=lambda item: item.path.name != "test_dag.py")
 
 
 @pytest.fixture(scope="session")

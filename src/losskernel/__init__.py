@@ -4,10 +4,14 @@ Three calls: :func:`sample_losses` gives a :class:`LossTrace`; :func:`correlatio
 :func:`self_covariance` give the kernel; :func:`nearest_neighbors` what is next to what.
 """
 
-from losskernel.kernel import correlation, covariance, nearest_neighbors, self_covariance
-from losskernel.probe import Probe, sgld_step
-from losskernel.sampling import sample_losses
-from losskernel.trace import LossTrace
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from losskernel.kernel import correlation, covariance, nearest_neighbors, self_covariance
+    from losskernel.probe import Probe, sgld_step
+    from losskernel.sampling import sample_losses
+    from losskernel.trace import LossTrace
 
 __all__ = [
     "LossTrace",
@@ -19,3 +23,18 @@ __all__ = [
     "self_covariance",
     "sgld_step",
 ]
+
+_MODULES = {
+    "kernel": ("correlation", "covariance", "nearest_neighbors", "self_covariance"),
+    "probe": ("Probe", "sgld_step"),
+    "sampling": ("sample_losses",),
+    "trace": ("LossTrace",),
+}
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first used: torch takes seconds, a figure does without it."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"losskernel.{module}"), name)
+    raise AttributeError(f"module 'losskernel' has no attribute '{name}'")

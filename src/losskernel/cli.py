@@ -71,9 +71,11 @@ def _add_option(parser: argparse.ArgumentParser, parameter, hint) -> None:
     options: dict = {"required": required, "dest": parameter.name}
     if not required:
         options["default"] = parameter.default
-    hint = next((a for a in typing.get_args(hint) if a is not type(None)), hint) if (
-        type(None) in typing.get_args(hint)
-    ) else hint
+    hint = (
+        next((a for a in typing.get_args(hint) if a is not type(None)), hint)
+        if (type(None) in typing.get_args(hint))
+        else hint
+    )
     if typing.get_origin(hint) is list:
         options |= {"nargs": "+", "type": typing.get_args(hint)[0]}
     elif hint is dict:
@@ -98,11 +100,12 @@ def _paths(arguments: dict, written: bool) -> str:
 
 
 def _run(function, arguments: dict) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO)  # ours alone: other packages tell of every glyph of a font
     started = time.perf_counter()
     try:
         function(**arguments)
-    except LossKernelError as error:
+    except (LossKernelError, OSError) as error:  # OSError: a file that is missing or not readable
         print(f"error: {error}", file=sys.stderr)
         return 1
     log.info(

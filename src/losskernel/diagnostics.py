@@ -1,4 +1,4 @@
-"""How far a kernel estimate can be trusted: CKA, noise floor, effective sample size, R-hat, drift."""
+"""How far to trust a kernel estimate: CKA, noise floor, effective sample size, R-hat, drift."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def cka_curve(losses: np.ndarray, counts: ArrayLike, center: str = "pooled") -> 
 
 
 def split_half_cka(losses: np.ndarray, counts: ArrayLike, center: str = "pooled") -> np.ndarray:
-    """CKA of R from two disjoint sets of ``t`` draws a chain: alternate blocks of a tenth of the run.
+    """CKA of R from two disjoint sets of ``t`` draws a chain: alternate tenths of the run.
 
     Unlike :func:`cka_curve` it does not compare draws with themselves: independent noise gives a
     small value, not 1.
@@ -129,12 +129,16 @@ def convergence(losses: np.ndarray) -> Convergence:
     """ArviZ's bulk effective sample size and rank-normalized split R-hat (Vehtari et al. 2021).
 
     Args:
-        losses: ``(chain, draw, input)``, at least 4 draws a chain; with a single chain R-hat
-            compares its halves.
+        losses: ``(chain, draw, input)``, at least 4 draws a chain (8 if it is the only one,
+            whose quarters R-hat then compares).
     """
     az = _arviz()
     dataset = az.convert_to_dataset({"loss": np.asarray(losses, float)})
     ess = az.ess(dataset)["loss"].values
+    if len(losses) == 1:  # ArviZ wants two chains: the halves of the one, each split again
+        half = losses.shape[1] // 2
+        halves = np.stack([losses[0, :half], losses[0, half : 2 * half]]).astype(float)
+        dataset = az.convert_to_dataset({"loss": halves})
     rhat = az.rhat(dataset)["loss"].values
     mean = np.asarray(losses, float).mean(axis=2)
     half = mean.shape[1] // 2

@@ -29,7 +29,7 @@ class Engine(Protocol):
     center: Tensor  # (parameters,): the trained weights
 
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-        """Gradient of each chain's mean batch loss, ``(chain, parameter)``, and the loss, ``(chain,)``."""
+        """Gradients of the chains' mean batch losses, ``(chain, parameter)``, and the losses."""
 
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
         """Loss of every input at every chain's weights, ``(chain, input)`` float32 on the CPU."""
@@ -99,9 +99,9 @@ class SequentialEngine:
         compiled: compile the evaluation of the probe inputs; costs a minute once, needs a C++
             compiler on the CPU. Gradients stay uncompiled: torch 2.12's compiler emits invalid code
             for the backward pass of Inception-v1 on the CPU.
-        precision: of the model's arithmetic, ``"float32"`` or ``"bfloat16"``; the latter is twice as
-            fast on a CPU with AMX. The weights of the chain are float32 either way, and so is the
-            loss function, from logits of this precision.
+        precision: of the model's arithmetic, ``"float32"`` or ``"bfloat16"``; the latter is twice
+            as fast on a CPU with AMX. The weights of the chain are float32 either way, and so is
+            the loss function, from logits of this precision.
     """
 
     def __init__(
@@ -178,8 +178,8 @@ def make_engine(
 ) -> Engine:
     """The engine called ``kind``: ``"batched"``, ``"sequential"`` or ``"auto"``.
 
-    ``auto`` takes the batched engine for models of up to ``small`` perturbed parameters when a trial
-    on ``example`` (a few inputs and targets) succeeds, else the sequential one.
+    ``auto`` takes the batched engine for models of up to ``small`` perturbed parameters when a
+    trial on ``example`` (a few inputs and targets) succeeds, else the sequential one.
     """
     if kind not in ("auto", "batched", "sequential"):
         raise ConfigError(f"engine: '{kind}' is not one of auto, batched, sequential")

@@ -17,5 +17,5 @@ class TraceError(LossKernelError):
     """A trace or a journal cannot be read, or does not fit what is asked of it."""
 
 
-class ConfigError(LossKernelError):
+class ConfigError(LossKernelError, ValueError):
     """A setting is unknown, of the wrong type, or out of range."""

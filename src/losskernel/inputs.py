@@ -18,8 +18,8 @@ class Inputs:
     """A fixed, ordered collection of (input, target) pairs.
 
     Args:
-        data: a pair of tensors ``(inputs, targets)`` with equal first dimension, kept on the device,
-            or a map-style data set of pairs, read as it is needed.
+        data: a pair of tensors ``(inputs, targets)`` with equal first dimension, kept on the
+            device, or a map-style data set of pairs, read as it is needed.
         device: where batches are delivered.
         workers: loader processes for a data set; tensors need none.
 
@@ -76,9 +76,7 @@ class Inputs:
     def _send(self, batch: Sequence) -> tuple[Any, Any]:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise DataError("data: each item must be a pair (input, target)")
-        return tuple(
-            part.to(self.device) if isinstance(part, Tensor) else part for part in batch
-        )
+        return tuple(part.to(self.device) if isinstance(part, Tensor) else part for part in batch)
 
 
 def fingerprint(tensors: Iterator[Tensor] | Sequence[Tensor]) -> str:

@@ -3,8 +3,8 @@
 A journal is a folder with ``settings.json``, the append-only ``losses.f32`` (one row of
 ``chain x input`` float32 a draw), ``batch_losses.f64`` (one row of ``chain`` a draw) and
 ``state.safetensors`` (the weights after the last complete draw). The state is replaced atomically
-after its rows are written; rows past it are cut off on resume. So a kill at any moment loses at most
-the draw in flight.
+after its rows are written; rows past it are cut off on resume. So a kill at any moment loses at
+most the draw in flight.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Journal:
         self.draws += 1
 
     def read(self, draws: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first ``draws`` rows: losses ``(chain, draw, input)``, batch losses ``(chain, draw)``."""
+        """First ``draws`` rows: losses ``(chain, draw, input)``, batch losses ``(chain, draw)``."""
         shape = (draws, self._chains, self._inputs)
         losses = np.fromfile(self.folder / "losses.f32", np.float32, int(np.prod(shape)))
         batch = np.fromfile(self.folder / "batch_losses.f64", np.float64, draws * self._chains)

@@ -25,8 +25,8 @@ def deviations(losses: ArrayLike, center: str = "pooled") -> tuple[np.ndarray, i
         losses: ``(chain, draw, input)`` or ``(draw, input)``, finite.
         center: what the mean runs over. ``"pooled"``: all draws of all chains, the estimate of the
             definition. ``"chain"``: each chain's own draws; insensitive to chains that settle in
-            different places. ``"draw"``: the chains at equal draw number; insensitive to a drift that
-            all chains share (burn-in), needs many chains.
+            different places. ``"draw"``: the chains at equal draw number; insensitive to a drift
+            that all chains share (burn-in), needs many chains.
 
     Returns:
         Deviations ``(sample, input)`` in float64, samples chain by chain, and the divisor of the
@@ -41,7 +41,7 @@ def deviations(losses: ArrayLike, center: str = "pooled") -> tuple[np.ndarray, i
     if losses.ndim != 3:
         raise TraceError(f"losses: shape {losses.shape} is not (chain, draw, input)")
     if not np.isfinite(losses).all():
-        raise TraceError("losses: not finite; drop the chains that diverged (LossTrace.losses does)")
+        raise TraceError("losses: not finite; leave out diverged chains (LossTrace.losses does)")
     chains, draws, inputs = losses.shape
     axes = {"pooled": (0, 1), "chain": (1,), "draw": (0,)}
     if center not in axes:
@@ -128,7 +128,9 @@ def nearest_neighbors(
     else:
         fewest = inputs - int(np.unique(labels, return_counts=True)[1].max())
     if not 1 <= k <= fewest:
-        raise TraceError(f"neighbors: k = {k} must be from 1 to {fewest}, the fewest eligible inputs")
+        raise TraceError(
+            f"neighbors: k = {k} must be from 1 to {fewest}, the fewest eligible inputs"
+        )
     indices = np.empty((inputs, k), np.int64)
     values = np.empty((inputs, k), np.float32)
     for start in range(0, inputs, block):

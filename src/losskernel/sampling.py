@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from losskernel.engines import Engine, LossPerInput, make_engine
 from losskernel.errors import ConfigError, LossKernelError
@@ -20,6 +19,7 @@ from losskernel.inputs import Inputs, fingerprint
 from losskernel.journal import Journal
 from losskernel.parameters import select_parameters
 from losskernel.probe import Probe, sgld_step
+from losskernel.progress import bar
 from losskernel.seeds import fill_normal, numpy_generator
 from losskernel.trace import LossTrace, settings_attribute
 
@@ -84,8 +84,8 @@ def sample_losses(
             :func:`losskernel.parameters.select_parameters`.
         seed: the one seed; same seed, machine and thread count give the same trace.
         chain_ids: numbers of the chains to run (default ``0..chains-1``); a chain's draws depend on
-            its number, not on its company, so chains can be sampled by separate jobs and joined with
-            :func:`losskernel.trace.concatenate`.
+            its number, not on its company, so chains can be sampled by separate jobs and joined
+            with :func:`losskernel.trace.concatenate`.
         input_coords: per-input arrays (labels, names) to keep with the trace.
         loss_bound: a chain whose mean probe loss exceeds it counts as diverged; non-finite losses
             always do. A diverged chain stops, the others go on, and its losses are NaN from there.
@@ -159,17 +159,17 @@ def sample_losses(
             chain.steps = burn_in + record.done * steps_per_draw
             chain.diverged[:] = record.diverged
         elif burn_in:
-            for _ in tqdm(range(burn_in), "burn-in", disable=not progress, mininterval=1):
+            for _ in bar(range(burn_in), "burn-in", unit="step", show=progress):
                 chain.step()
-        bar = tqdm(total=draws, initial=min(record.done, draws), unit="draw", disable=not progress)
-        with bar:
+        done = min(record.done, draws)
+        with bar(None, "draws", total=draws, initial=done, unit="draw", show=progress) as shown:
             while record.done < draws:
                 batch_loss = np.mean([chain.step() for _ in range(steps_per_draw)], axis=0)
                 losses = chain.losses(probe_inputs, eval_batch_size, record.done, loss_bound)
                 record.append(losses, batch_loss, chain)
-                bar.update()
+                shown.update()
                 if np.isfinite(losses).any():
-                    bar.set_postfix(mean_loss=f"{np.nanmean(losses):.4g}", refresh=False)
+                    shown.set_postfix(mean_loss=f"{np.nanmean(losses):.4g}", refresh=False)
         losses, batch_losses = record.read(draws)
     finally:
         record.close()
@@ -216,13 +216,11 @@ class _Chains:
         return np.flatnonzero(self.diverged < 0)
 
     def step(self) -> np.ndarray:
-        """One SGLD step of every running chain; the minibatch loss of each before it, ``(chain,)``."""
+        """One SGLD step of every running chain; their minibatch losses before it, ``(chain,)``."""
         result = np.full(len(self._ids), np.nan)
         rows = self.running
         for row in rows:
-            fill_normal(
-                self._noise[row], self._generator, self._seed, self._ids[row], self.steps
-            )
+            fill_normal(self._noise[row], self._generator, self._seed, self._ids[row], self.steps)
         weights = self.weights[rows]
         if self._probe.n_beta > 0:
             gradient, loss = self._engine.gradients(weights, [self._batch(row) for row in rows])

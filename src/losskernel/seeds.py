@@ -6,14 +6,18 @@ generator state, and a chain is the same whichever chains run beside it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # half of the callers draw NumPy numbers only and do without torch
+    import torch
 
 _PURPOSES = {"batch": 0, "noise": 1, "init": 2, "order": 3, "resample": 4}
 
 
 def stream(seed: int, purpose: str, *key: int) -> np.random.SeedSequence:
-    """The seed sequence of one purpose (``batch``, ``noise``, ...) at a key such as (chain, step)."""
+    """Seed sequence of one purpose (``batch``, ``noise``, ...) at a key such as (chain, step)."""
     return np.random.SeedSequence(seed, spawn_key=(_PURPOSES[purpose], *key))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_auc_score
 
 from losskernel.errors import TraceError
 
@@ -22,6 +21,8 @@ def pair_auc(scores: ArrayLike, groups: ArrayLike) -> float:
     Raises:
         TraceError: shapes differ, or all pairs are of one kind.
     """
+    from sklearn.metrics import roc_auc_score  # here, as it is slow to import
+
     scores, groups = np.asarray(scores), np.asarray(groups)
     if scores.shape != (len(groups), len(groups)):
         raise TraceError(f"pair_auc: scores {scores.shape} do not fit {len(groups)} groups")
@@ -33,7 +34,7 @@ def pair_auc(scores: ArrayLike, groups: ArrayLike) -> float:
 
 
 def pair_blocks(values: ArrayLike, groups: ArrayLike) -> dict[tuple, np.ndarray]:
-    """Off-diagonal entries of a symmetric matrix by the unordered pair of groups, each pair once."""
+    """Off-diagonal entries of a symmetric matrix by unordered pair of groups, each pair once."""
     values, groups = np.asarray(values), np.asarray(groups)
     rows, columns = np.triu_indices(len(groups), 1)
     kinds = np.sort(np.stack([groups[rows], groups[columns]], 1), axis=1)

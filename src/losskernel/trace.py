@@ -32,7 +32,7 @@ class LossTrace:
     cross-entropy), NaN from the draw at which a chain diverged; ``initial_loss (input)`` at the
     trained weights; ``batch_loss (chain, draw)``, the mean minibatch loss over the steps of a draw.
     Further variables and coordinates along ``input`` (a label, a task, a name) are the caller's.
-    Attributes: the settings of the probe and the sampler, seed, versions, hashes of weights and inputs.
+    Attributes: settings of the probe and the sampler, seed, versions, hashes of weights and inputs.
 
     Raises:
         TraceError: on construction, if a variable, a dimension or a shape is not as above.

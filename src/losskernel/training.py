@@ -10,7 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from losskernel.errors import ConfigError, DataError, LossKernelError
+from losskernel.progress import bar
+
+
+class TrainingError(LossKernelError, FloatingPointError):
+    """The training loss is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class TrainingSettings:
             training loss (label smoothing included) of at most this; None: run all ``steps``.
 
     Raises:
-        ValueError: a setting is out of range.
+        ConfigError: a setting is out of range.
     """
 
     steps: int
@@ -46,17 +52,17 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "evaluate_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: give a positive integer")
+                raise ConfigError(f"{name} = {getattr(self, name)}: give a positive integer")
         if not 0 <= self.warmup < self.steps:
-            raise ValueError(
+            raise ConfigError(
                 f"warmup = {self.warmup}: give 0 or more, fewer than steps = {self.steps}"
             )
         if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate = {self.learning_rate}: give a positive number")
+            raise ConfigError(f"learning_rate = {self.learning_rate}: give a positive number")
         if self.weight_decay < 0:
-            raise ValueError(f"weight_decay = {self.weight_decay}: give 0 or more")
+            raise ConfigError(f"weight_decay = {self.weight_decay}: give 0 or more")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing = {self.label_smoothing}: give a value in [0, 1)")
+            raise ConfigError(f"label_smoothing = {self.label_smoothing}: give a value in [0, 1)")
 
 
 @dataclass
@@ -153,11 +159,11 @@ def train(
         The history; its last entry describes the final weights.
 
     Raises:
-        ValueError: there are no inputs, or not one target an input.
-        FloatingPointError: the loss became NaN or infinite.
+        DataError: there are no inputs, or not one target an input.
+        TrainingError: the loss became NaN or infinite.
     """
     if len(inputs) == 0 or len(inputs) != len(targets):
-        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: give one target each")
+        raise DataError(f"{len(inputs)} inputs and {len(targets)} targets: give one target each")
     order_seed, layer_seed = np.random.SeedSequence(seed).spawn(2)
     batches = _batches(len(inputs), settings.batch_size, np.random.default_rng(order_seed))
     optimizer = torch.optim.AdamW(
@@ -170,11 +176,11 @@ def train(
         optimizer, lambda step: learning_rate_factor(step, settings.warmup, settings.steps)
     )
     log = TrainingLog()
-    bar = tqdm(range(1, settings.steps + 1), desc="train", unit="step", disable=not progress)
+    steps = bar(range(1, settings.steps + 1), "train", unit="step", show=progress)
     with torch.random.fork_rng():
         torch.manual_seed(int(layer_seed.generate_state(1)[0]))
         model.train()
-        for step in bar:
+        for step in steps:
             at = next(batches)
             optimizer.zero_grad()
             loss = F.cross_entropy(
@@ -187,16 +193,16 @@ def train(
                 continue
             mean_loss, accuracy = evaluate(model, inputs, targets, settings.label_smoothing)
             if not math.isfinite(mean_loss):
-                raise FloatingPointError(
+                raise TrainingError(
                     f"training loss is {mean_loss} at step {step}: lower learning_rate = "
                     f"{settings.learning_rate}"
                 )
             log.step.append(step)
             log.loss.append(mean_loss)
             log.accuracy.append(accuracy)
-            bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.4f}")
+            steps.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.4f}", refresh=False)
             if settings.stop_loss is not None and accuracy == 1 and mean_loss <= settings.stop_loss:
                 break
-    bar.close()
+    steps.close()
     model.eval()
     return log

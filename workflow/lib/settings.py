@@ -27,9 +27,11 @@ def validated(config: dict, schema_path: Path) -> dict:
         unknown = next(name for name in error.instance if name not in known)
         close = get_close_matches(unknown, known, 1)
         hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-        raise WorkflowError(f"config: unknown key '{'.'.join(filter(None, (key, unknown)))}'; {hint}")
+        name = ".".join(filter(None, (key, unknown)))
+        raise WorkflowError(f"config: unknown key '{name}'; {hint}")
     if error.validator == "required":
-        raise WorkflowError(f"config: {key or 'top level'}: {error.message}; see config/config.yaml")
+        where = key or "top level"
+        raise WorkflowError(f"config: {where}: {error.message}; see config/config.yaml")
     described = error.schema.get("description")
     raise WorkflowError(
         f"config: {key} = {error.instance!r} is not valid ({error.message})"

@@ -8,6 +8,7 @@ a helper or class it names, there) uses; from each imported module on, it takes 
 from __future__ import annotations
 
 import ast
+import symtable
 from functools import cache
 from pathlib import Path
 
@@ -44,8 +45,32 @@ def _imports(tree: ast.AST) -> dict[str, str]:
     return found
 
 
-def _names(node: ast.AST) -> set[str]:
-    return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+def _names(*nodes: ast.AST) -> set[str]:
+    return {child.id for node in nodes for child in ast.walk(node) if isinstance(child, ast.Name)}
+
+
+@cache
+def _scopes(path: Path) -> dict[str, symtable.SymbolTable]:
+    """Scopes of the functions and classes at the top of a module."""
+    table = symtable.symtable(path.read_text(), str(path), "exec")
+    return {child.get_name(): child for child in table.get_children()}
+
+
+def _globals(scope: symtable.SymbolTable) -> set[str]:
+    """Names that ``scope`` and the scopes in it take from the module, not from their own locals."""
+    names = {symbol.get_name() for symbol in scope.get_symbols() if symbol.is_global()}
+    return names.union(*map(_globals, scope.get_children()))
+
+
+def _uses(path: Path, name: str, node: ast.AST) -> set[str]:
+    """Names of its module that the definition ``node`` of ``name`` uses."""
+    if isinstance(node, ast.FunctionDef):
+        outside = [*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)]
+    elif isinstance(node, ast.ClassDef):
+        outside = [*node.decorator_list, *node.bases]
+    else:
+        return _names(node)
+    return _globals(_scopes(path)[name]) | _names(*outside)
 
 
 def _used_imports(path: Path, function: str) -> set[str]:
@@ -55,8 +80,9 @@ def _used_imports(path: Path, function: str) -> set[str]:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             definitions[node.name] = node
-        elif isinstance(node, ast.Assign):
-            definitions |= {name: node for target in node.targets for name in _names(target)}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            definitions |= {name: node for target in targets for name in _names(target)}
     if function not in definitions:
         raise ValueError(f"{path}: has no function '{function}'")
     imports, seen, todo, modules = _imports(tree), set(), [function], set()
@@ -68,7 +94,7 @@ def _used_imports(path: Path, function: str) -> set[str]:
         if name in imports:
             modules.add(imports[name])
         elif name in definitions:
-            todo += _names(definitions[name])
+            todo += _uses(path, name, definitions[name])
             modules |= set(_imports(definitions[name]).values())
     return modules
 

@@ -11,11 +11,6 @@ wildcard_constraints:
     setup="|".join(setup["name"] for setup in arithmetic["search"]["setups"]),
 
 
-def network_settings():
-    """What the network depends on: a change of the probe does not train it again."""
-    return json.dumps({key: arithmetic[key] for key in ("network", "training", "train_share")})
-
-
 rule arithmetic_train:
     """Train one network on addition and division."""
     input:
@@ -23,15 +18,17 @@ rule arithmetic_train:
     output:
         weights=f"{ARITHMETIC}/networks/{{seed}}.safetensors",
         history=f"{ARITHMETIC}/networks/{{seed}}.json",
-    params:
-        settings=network_settings(),
     log:
         f"{RESULTS}/logs/arithmetic_train/{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/arithmetic_train/{{seed}}.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=2000,
         runtime=20,
+    params:
+        settings=settings("arithmetic", "network", "training", "train_share"),
     shell:
         "losskernel arithmetic train --settings {params.settings:q} --seed {wildcards.seed} "
         "--output {output.weights} --output-log {output.history} 2> {log}"
@@ -44,15 +41,25 @@ rule arithmetic_sample:
         code=code("experiments.arithmetic.sample"),
     output:
         f"{ARITHMETIC}/traces/{{group}}-{{seed}}-{{sampling_seed}}.nc",
-    params:
-        settings=settings("arithmetic", search=None),
     log:
         f"{RESULTS}/logs/arithmetic_sample/{{group}}-{{seed}}-{{sampling_seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/arithmetic_sample/{{group}}-{{seed}}-{{sampling_seed}}.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=2000,
         runtime=20,
+    params:
+        settings=settings(
+            "arithmetic",
+            "network",
+            "train_share",
+            "probe_inputs",
+            "probe",
+            "sampling",
+            "groups",
+        ),
     shell:
         "losskernel arithmetic sample --settings {params.settings:q} --weights {input.weights} "
         "--training-seed {wildcards.seed} --sampling-seed {wildcards.sampling_seed} "
@@ -68,9 +75,7 @@ rule arithmetic_measure:
             seed=arithmetic["training_seeds"],
             sampling_seed=arithmetic["sampling_seeds"],
         ),
-        histories=expand(
-            rules.arithmetic_train.output.history, seed=arithmetic["training_seeds"]
-        ),
+        histories=expand(rules.arithmetic_train.output.history, seed=arithmetic["training_seeds"]),
         code=code("experiments.arithmetic.measure"),
     output:
         rows=f"{ARITHMETIC}/separation.csv",
@@ -79,6 +84,8 @@ rule arithmetic_measure:
         f"{RESULTS}/logs/arithmetic_measure.log",
     benchmark:
         f"{RESULTS}/benchmarks/arithmetic_measure.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=2000,
         runtime=20,
@@ -99,15 +106,17 @@ rule arithmetic_kernel:
         code=code("experiments.arithmetic.kernel"),
     output:
         f"{ARITHMETIC}/kernel.npz",
-    params:
-        settings=json.dumps({"neighbors": arithmetic["neighbors"], "seed": config["seed"]}),
     log:
         f"{RESULTS}/logs/arithmetic_kernel.log",
     benchmark:
         f"{RESULTS}/benchmarks/arithmetic_kernel.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=2000,
         runtime=10,
+    params:
+        settings=settings("arithmetic", "neighbors", seed=config["seed"]),
     shell:
         "losskernel arithmetic kernel --trace {input.trace} --settings {params.settings:q} "
         "--output {output} 2> {log}"
@@ -118,22 +127,24 @@ rule figure_arithmetic_separation:
     input:
         kernel=rules.arithmetic_kernel.output,
         summary=rules.arithmetic_measure.output.summary,
+        reported="config/reported.csv",
         code=code("figures.arithmetic.separation"),
     output:
-        pdf=report(
-            f"{FIGURES}/arithmetic_separation.pdf", category="1 Modular arithmetic"
-        ),
+        pdf=report(f"{FIGURES}/arithmetic_separation.pdf", category="1 Modular arithmetic"),
         png=f"{FIGURES}/arithmetic_separation.png",
     log:
         f"{RESULTS}/logs/figure_arithmetic_separation.log",
     benchmark:
         f"{RESULTS}/benchmarks/figure_arithmetic_separation.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
     shell:
         "losskernel figure-arithmetic separation --kernel {input.kernel} "
-        "--summary {input.summary} --output {output.pdf} --output-png {output.png} 2> {log}"
+        "--summary {input.summary} --reported {input.reported} --output {output.pdf} "
+        "--output-png {output.png} 2> {log}"
 
 
 rule arithmetic_search_setup:
@@ -142,26 +153,32 @@ rule arithmetic_search_setup:
         code=code("experiments.arithmetic.search"),
     output:
         f"{ARITHMETIC}/search/{{setup}}.csv",
-    params:
-        settings=settings(
-            "arithmetic",
-            probes=arithmetic["search"]["probes"],
-            sampling=arithmetic["search"]["sampling"],
-            search=None,
-        ),
-        setup=lambda wildcards: json.dumps(
-            next(s for s in arithmetic["search"]["setups"] if s["name"] == wildcards.setup)
-        ),
     log:
         f"{RESULTS}/logs/arithmetic_search/{{setup}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/arithmetic_search/{{setup}}.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=2000,
         runtime=120,
+    params:
+        settings=settings(
+            "arithmetic",
+            "network",
+            "training",
+            "train_share",
+            "probe_inputs",
+            probes=arithmetic["search"]["probes"],
+            sampling=arithmetic["search"]["sampling"],
+        ),
+        seed=arithmetic["search"]["seed"],
+        setup=lambda wildcards: json.dumps(
+            next(s for s in arithmetic["search"]["setups"] if s["name"] == wildcards.setup)
+        ),
     shell:
         "losskernel arithmetic search --settings {params.settings:q} --setup {params.setup:q} "
-        "--seed {config[arithmetic][search][seed]} --output {output} 2> {log}"
+        "--seed {params.seed} --output {output} 2> {log}"
 
 
 rule arithmetic_search:
@@ -178,6 +195,8 @@ rule arithmetic_search:
         f"{RESULTS}/logs/arithmetic_search.log",
     benchmark:
         f"{RESULTS}/benchmarks/arithmetic_search.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
@@ -201,6 +220,8 @@ rule figure_arithmetic_search:
         f"{RESULTS}/logs/figure_arithmetic_search.log",
     benchmark:
         f"{RESULTS}/benchmarks/figure_arithmetic_search.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,

@@ -14,17 +14,22 @@ FIGURES = config["figures"]
 REFERENCE = "results/reference"
 
 
+# Software of every rule, for `--software-deployment-method conda`; relative to the rules.
+ENVIRONMENT = "../../envs/environment.yaml"
+
+
 def code(*functions):
-    """Source files behind functions of the library, as rule input: a change re-runs the rule."""
+    """Source files behind functions of the library, an input: a change of them is a reason to run."""
     return sorted({file for function in functions for file in sources(function)})
 
 
-def settings(*path, **extra):
-    """A part of the config as JSON for the command line; a change of it re-runs the rule."""
-    section = config
-    for key in path:
-        section = section[key]
-    return json.dumps({**section, **extra}, sort_keys=True)
+def settings(section, *keys, **extra):
+    """Chosen keys of a section of the config as JSON; a change of them is a reason to run.
+
+    Without keys, the whole section.
+    """
+    chosen = {key: config[section][key] for key in keys or config[section]}
+    return json.dumps({**chosen, **extra}, sort_keys=True)
 
 
 def figures(*names):

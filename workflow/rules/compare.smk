@@ -12,15 +12,17 @@ rule compare:
         code=code("experiments.compare.table"),
     output:
         report(config["compare"], category="Reported against reproduced"),
-    params:
-        settings=settings("arithmetic", search=None),
     log:
         f"{RESULTS}/logs/compare.log",
     benchmark:
         f"{RESULTS}/benchmarks/compare.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
+    params:
+        settings=settings("arithmetic", "network", "sampling_seeds", "figure_group", "score"),
     shell:
         "losskernel compare table --reported {input.reported} --arithmetic {input.arithmetic} "
         "--arithmetic-rows {input.arithmetic_rows} "

@@ -6,37 +6,33 @@ given, else the tracked trace. The analysis is the same either way.
 
 IMAGENET = f"{RESULTS}/imagenet"
 imagenet = config["imagenet"]
-SAMPLED = imagenet["image_folder"] is not None
+IMAGES = imagenet["image_folder"]
+# What is computed from images, or its tracked copy.
+INTERMEDIATE = f"{REFERENCE}/imagenet" if IMAGES is None else IMAGENET
 CHAINS = range(imagenet["sampling"]["chains"])
+LOADING = ("model", "weights", "image_size", "per_class", "max_inputs", "skip_unreadable")
 
-
-def imagenet_intermediate(name):
-    """A file that is computed from images, or its tracked copy."""
-    return f"{IMAGENET if SAMPLED else REFERENCE + '/imagenet'}/{name}"
-
-
-def image_settings():
-    """What loading the images and the model depends on."""
-    keys = ("model", "weights", "image_size", "image_folder", "per_class", "max_inputs")
-    chosen = {key: imagenet[key] for key in (*keys, "skip_unreadable")}
-    return json.dumps({**chosen, "seed": config["seed"]}, sort_keys=True)
-
-
-if imagenet["image_folder"] == "generated":
+if IMAGES == "generated":
     # Stand-ins for photographs, for a run without data: class folders of random textures.
-    GENERATED = f"{IMAGENET}/generated"
-    imagenet = {**imagenet, "image_folder": GENERATED}
+    IMAGES = f"{IMAGENET}/generated"
 
     rule imagenet_generate:
         """Random textures in class folders, in place of photographs."""
         input:
             code=code("experiments.imagenet.generate"),
         output:
-            directory(GENERATED),
-        params:
-            settings=json.dumps({**imagenet["generate"], "seed": config["seed"]}),
+            directory(IMAGES),
         log:
             f"{RESULTS}/logs/imagenet_generate.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/imagenet_generate.tsv"
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=1000,
+            runtime=5,
+        params:
+            settings=json.dumps({**imagenet["generate"], "seed": config["seed"]}),
         shell:
             "losskernel imagenet generate --settings {params.settings:q} --output {output} "
             "2> {log}"
@@ -45,28 +41,30 @@ if imagenet["image_folder"] == "generated":
 rule imagenet_sample:
     """One chain of SGLD around the published weights; its journal survives a kill."""
     input:
-        images=imagenet["image_folder"] or [],
+        images=IMAGES or [],
         code=code("experiments.imagenet.sample"),
     output:
         f"{IMAGENET}/chains/{{chain}}.nc",
-    params:
-        settings=json.dumps(
-            {
-                **json.loads(image_settings()),
-                "probe": imagenet["probe"],
-                "sampling": imagenet["sampling"],
-            },
-            sort_keys=True,
-        ),
-        journal=f"{IMAGENET}/journals/{{chain}}",
     log:
         f"{RESULTS}/logs/imagenet_sample/{{chain}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/imagenet_sample/{{chain}}.tsv"
+    conda:
+        ENVIRONMENT
     threads: imagenet["threads"]
     resources:
         mem_mb=8000,
         runtime=1440,
+    params:
+        settings=settings(
+            "imagenet",
+            *LOADING,
+            "probe",
+            "sampling",
+            image_folder=IMAGES,
+            seed=config["seed"],
+        ),
+        journal=f"{IMAGENET}/journals/{{chain}}",
     shell:
         "losskernel imagenet sample --settings {params.settings:q} --chain {wildcards.chain} "
         "--journal {params.journal} --output {output} 2> {log}"
@@ -83,6 +81,8 @@ rule imagenet_join:
         f"{RESULTS}/logs/imagenet_join.log",
     benchmark:
         f"{RESULTS}/benchmarks/imagenet_join.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=4000,
         runtime=10,
@@ -93,20 +93,22 @@ rule imagenet_join:
 rule imagenet_features:
     """Penultimate features of the same images, the baseline."""
     input:
-        images=imagenet["image_folder"] or [],
+        images=IMAGES or [],
         code=code("experiments.imagenet.features"),
     output:
         f"{IMAGENET}/features.npz",
-    params:
-        settings=image_settings(),
     log:
         f"{RESULTS}/logs/imagenet_features.log",
     benchmark:
         f"{RESULTS}/benchmarks/imagenet_features.tsv"
+    conda:
+        ENVIRONMENT
     threads: imagenet["threads"]
     resources:
         mem_mb=8000,
         runtime=60,
+    params:
+        settings=settings("imagenet", *LOADING, image_folder=IMAGES, seed=config["seed"]),
     shell:
         "losskernel imagenet features --settings {params.settings:q} --output {output} 2> {log}"
 
@@ -114,20 +116,22 @@ rule imagenet_features:
 rule imagenet_evaluate:
     """Accuracy of the model on the images before any perturbation."""
     input:
-        images=imagenet["image_folder"] or [],
+        images=IMAGES or [],
         code=code("experiments.imagenet.evaluate"),
     output:
         f"{IMAGENET}/accuracy.json",
-    params:
-        settings=image_settings(),
     log:
         f"{RESULTS}/logs/imagenet_evaluate.log",
     benchmark:
         f"{RESULTS}/benchmarks/imagenet_evaluate.tsv"
+    conda:
+        ENVIRONMENT
     threads: imagenet["threads"]
     resources:
         mem_mb=8000,
         runtime=60,
+    params:
+        settings=settings("imagenet", *LOADING, image_folder=IMAGES, seed=config["seed"]),
     shell:
         "losskernel imagenet evaluate --settings {params.settings:q} --output {output} 2> {log}"
 
@@ -142,6 +146,8 @@ rule imagenet_hierarchy:
         f"{RESULTS}/logs/imagenet_hierarchy.log",
     benchmark:
         f"{RESULTS}/benchmarks/imagenet_hierarchy.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
@@ -152,24 +158,26 @@ rule imagenet_hierarchy:
 rule imagenet_analyze:
     """Kernel, neighbors, lift by depth, rank correlation, convergence."""
     input:
-        trace=imagenet_intermediate("trace.nc"),
-        features=imagenet_intermediate("features.npz"),
+        trace=f"{INTERMEDIATE}/trace.nc",
+        features=f"{INTERMEDIATE}/features.npz",
         hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
         code=code("experiments.imagenet.analyze"),
     output:
         arrays=f"{IMAGENET}/analysis.npz",
         lift=f"{IMAGENET}/lift.csv",
         convergence=f"{IMAGENET}/convergence.csv",
-    params:
-        settings=json.dumps({**imagenet["analysis"], "seed": config["seed"]}, sort_keys=True),
     log:
         f"{RESULTS}/logs/imagenet_analyze.log",
     benchmark:
         f"{RESULTS}/benchmarks/imagenet_analyze.tsv"
+    conda:
+        ENVIRONMENT
     threads: 2
     resources:
         mem_mb=4000,
         runtime=30,
+    params:
+        settings=json.dumps({**imagenet["analysis"], "seed": config["seed"]}, sort_keys=True),
     shell:
         "losskernel imagenet analyze --trace {input.trace} --features {input.features} "
         "--hierarchy {input.hierarchy} --settings {params.settings:q} --output {output.arrays} "
@@ -177,10 +185,9 @@ rule imagenet_analyze:
 
 
 rule figure_imagenet_map:
-    """Map of the inputs, colored by their place in the hierarchy; thumbnails where images are."""
+    """Map of the inputs, colored by their place in the hierarchy."""
     input:
         arrays=rules.imagenet_analyze.output.arrays,
-        images=imagenet["image_folder"] or [],
         code=code("figures.imagenet.map"),
     output:
         pdf=report(f"{FIGURES}/imagenet_map.pdf", category="2 ImageNet"),
@@ -189,12 +196,37 @@ rule figure_imagenet_map:
         f"{RESULTS}/logs/figure_imagenet_map.log",
     benchmark:
         f"{RESULTS}/benchmarks/figure_imagenet_map.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=2000,
         runtime=5,
     shell:
         "losskernel figure-imagenet map --arrays {input.arrays} --output {output.pdf} "
         "--output-png {output.png} 2> {log}"
+
+
+rule figure_imagenet_thumbnails:
+    """The same map with the photographs; among the results, which are not tracked."""
+    input:
+        arrays=rules.imagenet_analyze.output.arrays,
+        images=IMAGES or [],
+        code=code("figures.imagenet.map"),
+    output:
+        pdf=f"{IMAGENET}/map_thumbnails.pdf",
+        png=f"{IMAGENET}/map_thumbnails.png",
+    log:
+        f"{RESULTS}/logs/figure_imagenet_thumbnails.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure_imagenet_thumbnails.tsv"
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "losskernel figure-imagenet map --arrays {input.arrays} --images {input.images} "
+        "--output {output.pdf} --output-png {output.png} 2> {log}"
 
 
 rule figure_imagenet_matrix:
@@ -209,6 +241,8 @@ rule figure_imagenet_matrix:
         f"{RESULTS}/logs/figure_imagenet_matrix.log",
     benchmark:
         f"{RESULTS}/benchmarks/figure_imagenet_matrix.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=2000,
         runtime=5,
@@ -229,6 +263,8 @@ rule figure_imagenet_lift:
         f"{RESULTS}/logs/figure_imagenet_lift.log",
     benchmark:
         f"{RESULTS}/benchmarks/figure_imagenet_lift.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
@@ -241,7 +277,7 @@ rule figure_imagenet_convergence:
     """CKA of the kernel against the number of draws."""
     input:
         convergence=rules.imagenet_analyze.output.convergence,
-        trace=imagenet_intermediate("trace.nc"),
+        trace=f"{INTERMEDIATE}/trace.nc",
         code=code("figures.imagenet.convergence"),
     output:
         pdf=report(f"{FIGURES}/imagenet_convergence.pdf", category="2 ImageNet"),
@@ -250,6 +286,8 @@ rule figure_imagenet_convergence:
         f"{RESULTS}/logs/figure_imagenet_convergence.log",
     benchmark:
         f"{RESULTS}/benchmarks/figure_imagenet_convergence.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,

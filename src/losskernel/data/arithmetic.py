@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from losskernel.errors import ConfigError
+
 ADDITION, DIVISION = 0, 1
 TASK_NAMES = ("addition", "division")
 
@@ -57,10 +59,10 @@ def modular_table(
             answers are classes p to 2p - 1.
 
     Raises:
-        ValueError: ``prime`` is not a prime number.
+        ConfigError: ``prime`` is not a prime number.
     """
     if prime < 2 or any(prime % divisor == 0 for divisor in range(2, int(prime**0.5) + 1)):
-        raise ValueError(f"prime = {prime} is not a prime number: division needs one, such as 31")
+        raise ConfigError(f"prime = {prime} is not a prime number: division needs one, such as 31")
     inverse = np.array([pow(b, prime - 2, prime) for b in range(prime)])
     a, b = (grid.ravel() for grid in np.indices((prime, prime)))
     divisible = b != 0
@@ -90,10 +92,10 @@ def train_test_split(
         Training table of ``round(share * n)`` rows, test table of the others.
 
     Raises:
-        ValueError: ``share`` is outside (0, 1].
+        ConfigError: ``share`` is outside (0, 1].
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share = {share} is outside (0, 1]: 0.8 trains on 80 % of the pairs")
+        raise ConfigError(f"share = {share} is outside (0, 1]: 0.8 trains on 80 % of the pairs")
     order = np.random.default_rng(np.random.SeedSequence(seed)).permutation(len(table))
     size = round(share * len(table))
     return table.rows(order[:size]), table.rows(order[size:])
@@ -110,14 +112,14 @@ def probe_subset(table: ArithmeticTable, n: int, seed: int) -> ArithmeticTable:
         seed: the same seed gives the same rows.
 
     Raises:
-        ValueError: a task has fewer rows than its half.
+        ConfigError: a task has fewer rows than its half.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     chosen = []
     for task, size in ((ADDITION, n - n // 2), (DIVISION, n // 2)):
         rows = np.flatnonzero(table.task.numpy() == task)
         if rows.size < size:
-            raise ValueError(
+            raise ConfigError(
                 f"{n} probe inputs need {size} of {TASK_NAMES[task]}, the table has {rows.size}: "
                 "ask for fewer or take a larger prime"
             )

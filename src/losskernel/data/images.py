@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from losskernel.errors import DataError
+from losskernel.progress import bar
 
 EXTENSIONS = {".jpeg", ".jpg", ".png"}
 WNID = re.compile(r"n\d{8}")
@@ -22,6 +21,8 @@ WNID = re.compile(r"n\d{8}")
 
 def imagenet_wnids() -> list[str]:
     """The 1,000 wnids of ILSVRC-2012 in class order (they are sorted)."""
+    from timm.data import ImageNetInfo  # here, as all of timm comes with it, for seconds
+
     return list(ImageNetInfo("imagenet-1k").label_names())
 
 
@@ -30,7 +31,8 @@ class WnidImages(Dataset):
 
     Args:
         folder: the image folder.
-        preprocess: turns an RGB :class:`PIL.Image.Image` into a tensor ``(channel, height, width)``.
+        preprocess: turns an RGB :class:`PIL.Image.Image` into a tensor ``(channel, height,
+            width)``.
         classes: wnids in the order of the model's outputs; default the ILSVRC-2012 order.
         per_class: at most this many images a class, the first by name; all if not given.
 
@@ -101,7 +103,7 @@ class WnidImages(Dataset):
 def load_images(
     images: WnidImages, skip_unreadable: bool = False, progress: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """All images in memory: inputs ``(n, channel, height, width)`` float32 and class indices ``(n,)``.
+    """All images in memory: inputs ``(n, channel, height, width)`` float32, class indices ``(n,)``.
 
     Args:
         images: with ``skip_unreadable`` it loses the images that cannot be decoded.
@@ -112,7 +114,7 @@ def load_images(
         DataError: an image cannot be decoded, or none can.
     """
     tensors, unreadable = [], []
-    for item in tqdm(range(len(images)), "images", disable=not progress, mininterval=1):
+    for item in bar(range(len(images)), "images", unit="image", show=progress):
         try:
             tensors.append(images[item][0])
         except DataError:

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from losskernel.data.arithmetic import (
     ADDITION,
@@ -31,6 +30,7 @@ from losskernel.geometry import kernel_distances, nearest_neighbors, umap_embedd
 from losskernel.kernel import correlation, covariance
 from losskernel.models.transformer import ArithmeticTransformer
 from losskernel.probe import Probe
+from losskernel.progress import bar
 from losskernel.sampling import sample_losses
 from losskernel.separation import pair_auc, pair_blocks
 from losskernel.trace import LossTrace
@@ -58,9 +58,7 @@ def _model(network: dict, seed: int = 0) -> ArithmeticTransformer:
 
 
 def _tables(network: dict, share: float, seed: int) -> tuple[ArithmeticTable, ArithmeticTable]:
-    table = modular_table(
-        network["prime"], network["shared_operands"], network["shared_outputs"]
-    )
+    table = modular_table(network["prime"], network["shared_operands"], network["shared_outputs"])
     return train_test_split(table, share, seed)
 
 
@@ -73,9 +71,7 @@ def train(settings: dict, seed: int, output: Path, output_log: Path) -> None:
     network, training = settings["network"], settings["training"]
     kept, held_out = _tables(network, settings["train_share"], seed)
     model = _model(network, seed)
-    history = train_classifier(
-        model, kept.inputs, kept.targets, TrainingSettings(**training), seed
-    )
+    history = train_classifier(model, kept.inputs, kept.targets, TrainingSettings(**training), seed)
     result = {"seed": seed, "step": history.step, "loss": history.loss}
     for name, table in (("train", kept), ("test", held_out)):
         for task_name, task in (("addition", ADDITION), ("division", DIVISION)):
@@ -103,9 +99,10 @@ def sample(
 ) -> None:
     """Sample the probe distribution around one trained network, into a loss trace.
 
-    Gradients come from the network's training pairs; the probe inputs are drawn from both tasks.
+    A group names the parameters that are perturbed and may have a probe of its own. Gradients come
+    from the network's training pairs; the probe inputs are drawn from both tasks.
     """
-    network = settings["network"]
+    network, chosen = settings["network"], settings["groups"][group]
     model = _model(network)
     model.load_state_dict(load_file(weights))
     kept, _ = _tables(network, settings["train_share"], training_seed)
@@ -113,9 +110,9 @@ def sample(
     trace = sample_losses(
         model,
         (kept.inputs, kept.targets),
-        Probe(**settings["probe"]),
+        Probe(**chosen.get("probe", settings["probe"])),
         probe_data=(inputs.inputs, inputs.targets),
-        parameters=settings["groups"][group],
+        parameters=chosen["parameters"],
         seed=sampling_seed,
         input_coords={name: getattr(inputs, name).numpy() for name in ("task", "a", "b")},
         **settings["sampling"],
@@ -160,9 +157,7 @@ def _measurements(trace: LossTrace) -> dict:
     }
 
 
-def measure(
-    traces: list[Path], histories: list[Path], output: Path, output_summary: Path
-) -> None:
+def measure(traces: list[Path], histories: list[Path], output: Path, output_summary: Path) -> None:
     """Separation, R by pair of tasks and convergence of every trace; mean and spread over seeds.
 
     The spread ``sd`` is the standard deviation over training seeds of the mean over sampling seeds:
@@ -170,7 +165,7 @@ def measure(
     is the standard deviation over sampling seeds within a network.
     """
     rows = []
-    for path in tqdm(traces, "traces", mininterval=1):
+    for path in bar(traces, "traces", unit="trace"):
         trace = LossTrace.load(path)
         key = {name: trace.attributes[name] for name in KEY}
         rows.append(key | _measurements(trace))
@@ -213,8 +208,12 @@ def kernel(trace: Path, settings: dict, output: Path) -> None:
 
 
 def search(settings: dict, setup: dict, seed: int, output: Path) -> None:
-    """One cell of the regime search: train with ``setup``, sample every probe setting, one table."""
-    settings = settings | {key: settings[key] | value for key, value in setup["changes"].items()}
+    """One row of the regime search: train with ``setup``, sample every probe setting, one table."""
+    changes = {
+        key: settings[key] | value if isinstance(value, dict) else value
+        for key, value in setup["changes"].items()
+    }
+    settings = settings | changes
     network = settings["network"]
     kept, _ = _tables(network, settings["train_share"], seed)
     model = _model(network, seed)

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from losskernel.data.images import WnidImages, imagenet_wnids, load_images
 from losskernel.diagnostics import (
@@ -34,6 +33,7 @@ from losskernel.inputs import fingerprint
 from losskernel.kernel import correlation, self_covariance
 from losskernel.models.loader import Classifier, load_classifier
 from losskernel.probe import Probe
+from losskernel.progress import bar
 from losskernel.sampling import cross_entropy, sample_losses
 from losskernel.seeds import numpy_generator
 from losskernel.taxonomy import (
@@ -127,7 +127,7 @@ def features(settings: dict, output: Path) -> None:
         raise ConfigError(f"model: '{settings['model']}' has no linear layer to read features at")
     captured = []
     hook = linear[-1].register_forward_pre_hook(lambda _, args: captured.append(args[0].flatten(1)))
-    for block in tqdm(inputs.split(50), "features", mininterval=1):
+    for block in bar(inputs.split(50), "features", unit="block"):
         classifier.model(block)
     hook.remove()
     with atomic_path(output) as temporary:
@@ -142,7 +142,7 @@ def features(settings: dict, output: Path) -> None:
 def evaluate(settings: dict, output: Path) -> None:
     """Accuracy and mean cross-entropy of the model on the images, before any perturbation."""
     classifier, images, (inputs, labels) = _load(settings)
-    blocks = tqdm(inputs.split(50), "evaluate", mininterval=1)
+    blocks = bar(inputs.split(50), "evaluate", unit="block")
     logits = torch.cat([classifier.model(block) for block in blocks])
     top5 = logits.topk(5).indices
     result = {
@@ -207,7 +207,7 @@ def analyze(
     loaded, tree = LossTrace.load(trace), Hierarchy.from_file(hierarchy)
     losses, labels = loaded.losses, loaded.coordinate("label")
     depth = tree.lowest_common_hypernym_depth
-    k, seed = settings["neighbors"], settings["seed"]
+    k, seed, blocks = settings["neighbors"], settings["seed"], settings["jackknife_blocks"]
     ks = [n for n in settings["lift_neighbors"] if n <= k]
     r = correlation(losses)
     kernels = {"loss kernel": r, "penultimate features": None, "time-shifted null": None}
@@ -230,7 +230,7 @@ def analyze(
             "common_depth": mean_common_depth(indices[name], depth, labels),
         }
     without_block = {"lift": [], "common_depth": [], "spearman": []}
-    for fewer in tqdm(_jackknife(losses, blocks := settings["jackknife_blocks"]), total=blocks):
+    for fewer in bar(_jackknife(losses, blocks), "jackknife", total=blocks):
         similarity = correlation(fewer)
         graph, _ = _graph(similarity, labels, k)
         without_block["lift"].append(lift_by_k(graph, depth, depths, ks, labels))
@@ -289,7 +289,6 @@ def analyze(
         "chains": losses.shape[0],
         "draws": draws,
         "inputs": losses.shape[2],
-        "seconds": float(loaded.attributes["seconds"]),
     }
     near = settings["map_neighbors"]
 

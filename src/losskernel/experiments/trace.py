@@ -31,12 +31,12 @@ def summary(trace: Path) -> None:
 
 
 def kernel(trace: Path, output: Path, center: str = "pooled") -> None:
-    """Write K and R, each (input, input), to an .npz file."""
+    """Write K and R, each (input, input), as an .npz archive."""
     losses = LossTrace.load(trace).losses
-    with atomic_path(output.with_suffix(".npz")) as temporary:
-        np.savez_compressed(
-            temporary, K=covariance(losses, center), R=correlation(losses, center)
-        )
+    matrices = {"K": covariance(losses, center), "R": correlation(losses, center)}
+    # An open file, as NumPy appends .npz to a path that ends otherwise.
+    with atomic_path(output) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **matrices)
 
 
 def neighbors(trace: Path, output: Path, k: int = 10, label: str | None = None) -> None:

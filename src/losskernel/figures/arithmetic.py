@@ -29,7 +29,7 @@ KINDS = {
 }
 
 
-def separation(kernel: Path, summary: Path, output: Path, output_png: Path) -> None:
+def separation(kernel: Path, summary: Path, reported: Path, output: Path, output_png: Path) -> None:
     """Figure 3: kernel matrix, embedding, distributions of K and R by task, and AUC over seeds."""
     apply_style()
     with np.load(kernel) as stored:
@@ -38,10 +38,9 @@ def separation(kernel: Path, summary: Path, output: Path, output_png: Path) -> N
     _matrix(axes[0, 0], data)
     _embedding(axes[0, 1], data)
     _distribution(axes[0, 2], data["R"], data["task"], "normalized kernel R", "R")
-    _distribution(
-        axes[1, 0], data["K"], data["task"], "loss kernel K (nats²)", "K", symlog=True
-    )
-    _auc(axes[1, 1], pd.read_csv(summary))
+    _distribution(axes[1, 0], data["K"], data["task"], "loss kernel K (nats²)", "K", asinh=True)
+    paper = pd.read_csv(reported).set_index("id").loc["arithmetic.auc", "reported"]
+    _auc(axes[1, 1], pd.read_csv(summary), paper)
     _spread(axes[1, 2], data)
     save_figure(figure, output, output_png)
 
@@ -69,16 +68,21 @@ def _embedding(axis, data: dict) -> None:
 
 
 def _distribution(
-    axis, matrix: np.ndarray, task: np.ndarray, label: str, symbol: str, symlog: bool = False
+    axis, matrix: np.ndarray, task: np.ndarray, label: str, symbol: str, asinh: bool = False
 ) -> None:
     blocks = pair_blocks(matrix, task)
     everything = np.concatenate(list(blocks.values()))
     low, high = np.quantile(everything, [0.001, 0.999])
-    if symlog:
+    if asinh:
         scale = np.quantile(np.abs(blocks[KINDS["across tasks"]]), 0.5)
         bound = np.arcsinh(max(-low, high) / scale)
         edges = scale * np.sinh(np.linspace(-bound, bound, 120))
-        axis.set_xscale("symlog", linthresh=scale)
+        axis.set_xscale("asinh", linear_width=scale)
+        decades = np.arange(np.ceil(np.log10(5 * scale)), np.log10(scale * np.sinh(bound)))
+        powers = 10.0 ** decades[:: max(1, len(decades) // 3)]
+        ticks = [*-powers[::-1], 0, *powers]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize="small")
+        axis.set_xticks([], minor=True)
     else:
         edges = np.linspace(low, high, 120)
     for name, kind in KINDS.items():
@@ -90,7 +94,7 @@ def _distribution(
     axis.legend(frameon=False, fontsize="small")
 
 
-def _auc(axis, summary: pd.DataFrame) -> None:
+def _auc(axis, summary: pd.DataFrame, paper: float) -> None:
     by = {statistic: rows.set_index("group") for statistic, rows in summary.groupby("statistic")}
     groups, scores = list(by["mean"].index), ["K", "R", "|K|", "|R|"]
     width = 0.8 / len(scores)
@@ -107,10 +111,11 @@ def _auc(axis, summary: pd.DataFrame) -> None:
             error_kw={"linewidth": 0.8},
         )
     axis.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
-    axis.axhline(0.931, color="black", linewidth=0.8, linestyle="--")
-    axis.text(len(groups) - 0.5, 0.935, "paper 0.931", ha="right", va="bottom", fontsize=7)
+    axis.axhline(paper, color="black", linewidth=0.8, linestyle="--")
+    axis.text(len(groups) - 0.5, paper, f"paper {paper:g}", ha="right", va="bottom", fontsize=7)
     networks = int(summary["networks"].max())
-    axis.set_xticks(range(len(groups)), groups)
+    names = [group.replace("_", " ") for group in groups]
+    axis.set_xticks(range(len(groups)), names, rotation=20, ha="right")
     axis.set(ylim=(0.3, 1.12), xlabel="weights perturbed", ylabel="pair ROC-AUC")
     axis.set_title(f"Same task or not? ({networks} networks, ± sd)")
     axis.legend(title="score", ncols=4, frameon=False, loc="upper left", fontsize="small")
@@ -123,12 +128,18 @@ def _spread(axis, data: dict) -> None:
     means = [blocks[KINDS[name]].mean() for name in names]
     at = np.arange(len(names))
     axis.bar(at - 0.2, deviations, 0.38, color=[COLORS[n] for n in names], label="sd of R")
-    axis.bar(
-        at + 0.2, means, 0.38, color=[COLORS[n] for n in names], hatch="//", label="mean of R"
-    )
+    axis.bar(at + 0.2, means, 0.38, color=[COLORS[n] for n in names], hatch="//", label="mean of R")
     floor = float(data["noise_floor"])
     axis.axhline(floor, color="black", linestyle="--", linewidth=0.8)
-    axis.text(len(names) - 0.5, floor, "noise floor", ha="right", va="bottom", fontsize=7)
+    axis.text(
+        len(names) - 0.5,
+        floor,
+        "noise floor",
+        ha="right",
+        va="center",
+        fontsize=7,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+    )
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set_xticks(at, [name.replace(" ", "\n") for name in names])
     axis.set(ylabel="R", title="Mean (hatched) and sd (plain) of R")
@@ -151,7 +162,7 @@ def search(table: Path, output: Path, output_png: Path) -> None:
     }
     rows["loss_rise"] = rows["mean_loss"] - rows["initial_loss"]
     figure, axes = plt.subplots(
-        1, 3, figsize=(15, 1.6 + 0.36 * len(setups)), sharey=True, squeeze=False
+        1, 3, figsize=(15, 2.6 + 0.36 * len(setups)), sharey=True, squeeze=False
     )
     for axis, (column, title) in zip(axes[0], panels.items(), strict=True):
         grid = rows.pivot_table(index="setup", columns="probe", values=column, dropna=False)
@@ -167,8 +178,12 @@ def search(table: Path, output: Path, output_png: Path) -> None:
             vmin=0 if auc else None,
             vmax=1 if auc else None,
             center=0.5 if auc else None,
-            cbar_kws={"label": title},
+            xticklabels=1,
+            yticklabels=1,
         )
-        axis.set(title=title, xlabel="probe setting", ylabel="training setup")
-        axis.tick_params(axis="x", rotation=60)
+        axis.set(title=title, xlabel="", ylabel="")
+        axis.set_xticks(axis.get_xticks(), columns, rotation=40, ha="right", fontsize="small")
+        axis.tick_params(axis="y", rotation=0)
+    axes[0, 0].set_ylabel("training setup")
+    figure.supxlabel("probe setting", fontsize="medium")
     save_figure(figure, output, output_png)

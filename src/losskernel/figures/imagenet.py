@@ -18,6 +18,7 @@ from losskernel.figures.style import (
     ORANGE,
     VERMILION,
     apply_style,
+    log_axis,
     save_figure,
 )
 from losskernel.trace import LossTrace
@@ -33,8 +34,9 @@ STYLES = {
 def map(arrays: Path, output: Path, output_png: Path, images: Path | None = None) -> None:
     """UMAP of the loss kernel beside that of the baseline, colored by position in the hierarchy.
 
-    With ``images`` (the image folder), thumbnails take the place of points, to look at, not to
-    publish: photographs are not ours to give away.
+    Class names mark a spread-out sample of inputs. With ``images`` (the image folder), thumbnails
+    take the place of points and names, to look at, not to publish: photographs are not ours to give
+    away.
     """
     apply_style()
     with np.load(arrays) as stored:
@@ -43,15 +45,16 @@ def map(arrays: Path, output: Path, output_png: Path, images: Path | None = None
     figure, axes = plt.subplots(1, 2, figsize=(13, 6.4))
     run = summary["convergence"]
     panels = (
-        ("embedding", f"Loss kernel ({run['chains']} x {run['draws']} draws)"),
+        ("embedding", f"Loss kernel (chains: {run['chains']}, draws: {run['draws']} each)"),
         ("features_embedding", "Baseline: cosine of penultimate features"),
     )
     for axis, (name, title) in zip(axes, panels, strict=True):
         points = axis.scatter(
             *data[name].T, c=data["position"], cmap="turbo", s=9, vmin=0, vmax=1, linewidths=0
         )
-        _label_groups(axis, data, name)
-        if images is not None:
+        if images is None:
+            _label_examples(axis, data, name)
+        else:
             _thumbnails(axis, data, name, images)
         axis.set(xlabel="UMAP 1", ylabel="UMAP 2", title=title)
     bar = figure.colorbar(points, ax=axes, shrink=0.85, pad=0.01)
@@ -67,7 +70,7 @@ def _group_ticks(data: dict) -> tuple[list[str], list[float]]:
     return [str(data["group_names"][g]) for g in present], where
 
 
-def _label_groups(axis, data: dict, embedding: str, examples: int = 40) -> None:
+def _label_examples(axis, data: dict, embedding: str, examples: int = 40) -> None:
     """Name a spread-out sample of inputs by their class."""
     points = data[embedding]
     chosen = [0]
@@ -133,6 +136,7 @@ def lift(lift: Path, output: Path, output_png: Path) -> None:
     """Lift of the nearest neighbors by depth (largest k) and by k (at one depth)."""
     apply_style()
     table = pd.read_csv(lift)
+    table = table[table.lift > 0]  # no neighbor reaches the depth: nothing to put on a log axis
     values = table[table.statistic == "value"]
     errors = table[(table.statistic == "standard_error")].set_index(["k", "depth"])["lift"]
     low, high = (
@@ -149,7 +153,7 @@ def lift(lift: Path, output: Path, output_png: Path) -> None:
             rows = rows.sort_values(x)
             axis.plot(rows[x], rows.lift, label=name, markersize=4, **STYLES[name])
             if name == "loss kernel":
-                error = [errors.loc[(row.k, row.depth)] for row in rows.itertuples()]
+                error = [errors.get((row.k, row.depth), 0.0) for row in rows.itertuples()]
                 axis.fill_between(
                     rows[x], rows.lift - error, rows.lift + error, color=BLUE, alpha=0.2, lw=0
                 )
@@ -157,18 +161,20 @@ def lift(lift: Path, output: Path, output_png: Path) -> None:
                 keys = [(row.k, row.depth) for row in rows.itertuples()]
                 axis.fill_between(
                     rows[x],
-                    [low.loc[key] for key in keys],
-                    [high.loc[key] for key in keys],
+                    [low.get(key, np.nan) for key in keys],
+                    [high.get(key, np.nan) for key in keys],
                     color="black",
                     alpha=0.12,
                     lw=0,
                 )
         axis.axhline(1, color="black", linewidth=0.6)
         axis.set_ylabel("taxonomic lift (1 = chance)")
-        axis.set_yscale("log")
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter("{x:g}")
     axes[0].set(xlabel="depth of the shared hypernym (steps from entity)")
     axes[0].set_title(f"{k} nearest neighbors")
-    axes[1].set(xlabel="number of nearest neighbors k", xscale="log")
+    axes[1].set(xlabel="number of nearest neighbors k")
+    log_axis(axes[1].xaxis, min(ks), max(ks))
     axes[1].set_title(f"shared hypernym at depth {shown} or deeper")
     axes[0].legend(frameon=False, title="bands: ± s.e.; 95 % of shuffles", fontsize="small")
     save_figure(figure, output, output_png)
@@ -183,9 +189,8 @@ def convergence(convergence: Path, trace: Path, output: Path, output_png: Path) 
         table.groupby("kind", sort=False), (BLUE, VERMILION, GRAY), strict=True
     ):
         axes[0].plot(rows.draws, rows.cka, marker="o", markersize=3, color=color, label=kind)
-    axes[0].set(
-        xlabel="draws a chain", ylabel="CKA of R", xscale="log", ylim=(0, 1.02), title="Convergence"
-    )
+    axes[0].set(xlabel="draws a chain", ylabel="CKA of R", ylim=(0, 1.02), title="Convergence")
+    log_axis(axes[0].xaxis, table.draws.min(), table.draws.max())
     axes[0].legend(frameon=False)
     mean = loaded.dataset["loss"].mean("input")
     for chain in mean.chain.values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.axis import Axis
 
 from losskernel.files import atomic_path
 
@@ -40,6 +42,16 @@ def apply_style() -> None:
             "savefig.dpi": 160,
         }
     )
+
+
+def log_axis(axis: Axis, low: float, high: float) -> None:
+    """Make an x or y axis logarithmic from ``low`` to ``high``, with ticks such as 20, 50, 100."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axis.set_ticks(shown, labels=[f"{tick:g}" for tick in shown])
+    axis.set_ticks([], minor=True)
 
 
 def save_figure(figure: plt.Figure, output: Path, output_png: Path) -> None:

@@ -30,8 +30,9 @@ def local_response_norm(x: Tensor, alpha: float = 1e-4, k: float = 1.0) -> Tenso
     """Across-channel local response normalization with size 5 and beta 0.75.
 
     ``y_c = x_c / (k + alpha/5 * sum_{|c'-c|<=2} x_{c'}^2)^0.75`` (Krizhevsky et al. 2012).
-    Written as five shifted additions and reciprocal square roots: :class:`torch.nn.LocalResponseNorm`
-    goes through a 3-D average pool and costs a quarter of the network's forward pass.
+    Written as five shifted additions and reciprocal square roots:
+    :class:`torch.nn.LocalResponseNorm` goes through a 3-D average pool and costs a quarter of the
+    network's forward pass.
 
     Args:
         x: activations, shape ``(batch, channel, height, width)``.

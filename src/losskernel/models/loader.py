@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
-import torchvision
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.transforms import functional as transforms
 
 from losskernel.errors import ConfigError, WeightsError
 from losskernel.models.inception_v1 import InceptionV1, from_caffe_names
@@ -36,6 +33,8 @@ def caffe_preprocessing(image_size: int = 224) -> Callable[[Image.Image], Tensor
     The crop starts at ``floor((side - 224) / 2)`` as in Caffe; torchvision rounds, which moves odd
     margins by a pixel and the accuracy on 1,000 images by 0.1 percentage points.
     """
+    # torchvision and timm are slow to import, and a run needs one of them.
+    from torchvision.transforms import functional as transforms
 
     def preprocess(image: Image.Image) -> Tensor:
         if min(image.size) != 256:
@@ -92,6 +91,8 @@ def load_classifier(
 
 
 def _torchvision(name: str, pretrained: bool, image_size: int | None):
+    import torchvision
+
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
     except ValueError as error:
@@ -105,6 +106,8 @@ def _torchvision(name: str, pretrained: bool, image_size: int | None):
 
 
 def _timm(name: str, pretrained: bool, image_size: int | None):
+    import timm
+
     try:
         model = timm.create_model(name, pretrained=pretrained)
     except RuntimeError as error:

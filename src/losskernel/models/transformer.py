@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losskernel.errors import ConfigError
+
 SEQUENCE_LENGTH = 4  # a, op, b, =
 TASKS = 2  # addition, division
 
@@ -94,12 +96,13 @@ class ArithmeticTransformer(nn.Module):
             False: each task has its own operand tokens, so its own rows of the embedding.
         shared_outputs: True: both tasks answer with the same p classes. False: each task has its
             own p classes, so its own rows of the unembedding.
+        embedding_std: standard deviation of the initial embeddings; None is ``width ** -0.5``.
 
     Tokens, as :func:`losskernel.data.arithmetic.modular_table` numbers them: operands first
     (p, or 2p with addition's before division's), then "+", "/" and "=".
 
     Raises:
-        ValueError: ``heads`` does not divide ``width``, or a size is below 1.
+        ConfigError: ``heads`` does not divide ``width``, or a size is below 1.
     """
 
     def __init__(
@@ -111,13 +114,14 @@ class ArithmeticTransformer(nn.Module):
         depth: int = 1,
         shared_operands: bool = True,
         shared_outputs: bool = True,
+        embedding_std: float | None = None,
     ):
         super().__init__()
         for name, value in (("width", width), ("mlp_width", mlp_width), ("depth", depth)):
             if value < 1:
-                raise ValueError(f"{name} = {value}: give a positive integer")
+                raise ConfigError(f"{name} = {value}: give a positive integer")
         if heads < 1 or width % heads:
-            raise ValueError(f"heads = {heads} does not divide width = {width}: choose a divisor")
+            raise ConfigError(f"heads = {heads} does not divide width = {width}: choose a divisor")
         operands = prime if shared_operands else TASKS * prime
         classes = prime if shared_outputs else TASKS * prime
         self.embed_tokens = nn.Embedding(operands + TASKS + 1, width)
@@ -126,7 +130,7 @@ class ArithmeticTransformer(nn.Module):
         self.norm_final = nn.LayerNorm(width)
         self.unembed = nn.Linear(width, classes, bias=False)
         for embedding in (self.embed_tokens, self.embed_positions):
-            nn.init.normal_(embedding.weight, std=width**-0.5)
+            nn.init.normal_(embedding.weight, std=embedding_std or width**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits at the last position.

@@ -1,0 +1,227 @@
+"""The command line: tools for a saved trace, and one clear line when something is wrong."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from losskernel import LossTrace, correlation, covariance, self_covariance
+from losskernel.cli import main
+
+TENCH, GOLDFISH = "n01440764", "n01443537"
+SETTINGS = {
+    "model": "timm:test_resnet",
+    "weights": "random",
+    "image_size": 64,
+    "per_class": None,
+    "max_inputs": None,
+    "skip_unreadable": False,
+    "seed": 0,
+    "probe": {"n_beta": 10, "gamma": 1e4, "step_size": 1e-5},
+    "sampling": {"chains": 1, "draws": 4, "batch_size": 2, "eval_batch_size": 4},
+}
+
+
+@pytest.fixture
+def trace(tmp_path):
+    """Six inputs: 0 and 1 move together, so do 2 and 3; 4 is alone; 5 never moves."""
+    rng = np.random.default_rng(0)
+    moves = rng.standard_normal((2, 50, 3))
+    losses = np.concatenate([moves[..., [0, 0, 1, 1, 2]], np.ones((2, 50, 1))], axis=2)
+    losses[..., :5] += 0.1 * rng.standard_normal((2, 50, 5))
+    losses[..., 0] *= 3
+    names = {"name": np.array(list("abcdef")), "label": np.array([0, 0, 1, 2, 3, 4])}
+    attributes = {"probe": '{"gamma": 7}', "seed": 3}
+    built = LossTrace.build(losses, np.arange(6.0), losses.mean(2), None, names, attributes)
+    built.save(tmp_path / "trace.nc")
+    return tmp_path / "trace.nc"
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    for wnid in (TENCH, GOLDFISH):
+        (tmp_path / "images" / wnid).mkdir(parents=True)
+        for number in range(2):
+            pixels = rng.integers(0, 256, (80, 72, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / wnid / f"{number}.JPEG")
+    return tmp_path / "images"
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def refusal(capsys, folder, *arguments) -> str:
+    """The one line that a command says before it ends with status 1, having written nothing."""
+    before = files(folder)
+    assert run(*arguments) == 1
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and said.err.strip().endswith(errors[0])
+    assert "Traceback" not in said.err and said.out == ""
+    assert files(folder) == before
+    return errors[0]
+
+
+def sample(folder, **changes):
+    return (
+        *("imagenet", "sample", "--chain", 0, "--settings"),
+        json.dumps(SETTINGS | {"image_folder": str(folder)} | changes),
+        *("--journal", folder.parent / "journal", "--output", folder.parent / "trace.nc"),
+    )
+
+
+def test_summary_tells_shape_settings_and_convergence(trace, capsys):
+    assert run("trace", "summary", "--trace", trace) == 0
+    said = capsys.readouterr().out
+    assert "chains 2 (and 0 diverged)" in said and "draws 50 a chain; inputs 6" in said
+    assert 'probe {"gamma": 7}' in said and "seed 3" in said
+    assert "effective sample size" in said and "noise floor of R 0." in said
+
+
+def test_kernel_writes_k_and_r(trace, tmp_path):
+    assert run("trace", "kernel", "--trace", trace, "--output", tmp_path / "kernel.npz") == 0
+    losses = LossTrace.load(trace).losses
+    with np.load(tmp_path / "kernel.npz") as stored:
+        np.testing.assert_array_equal(stored["K"], covariance(losses))
+        np.testing.assert_array_equal(stored["R"], correlation(losses))
+
+
+def neighbors(trace, *options):
+    output = trace.with_name("near.csv")
+    assert run("trace", "neighbors", "--trace", trace, "--output", output, *options) == 0
+    with open(output, newline="") as file:
+        return {(row["input"], row["rank"]): row["neighbor"] for row in csv.DictReader(file)}
+
+
+def test_neighbors_by_name_and_without_those_of_the_same_label(trace):
+    nearest = neighbors(trace, "--k", 1)
+    assert [nearest[name, "1"] for name in "abcd"] == ["b", "a", "d", "c"]
+    others = neighbors(trace, "--k", 3, "--label", "label")
+    of_a = {others["a", rank] for rank in "123"}
+    assert len(of_a) == 3 and not of_a & {"a", "b"}
+    assert others["c", "1"] == "d"  # another label
+
+
+def test_variances_come_largest_first(trace, tmp_path):
+    assert run("trace", "variances", "--trace", trace, "--output", tmp_path / "v.csv") == 0
+    with open(tmp_path / "v.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["input"] == "a" and rows[-1]["input"] == "f"
+    expected = np.sort(self_covariance(LossTrace.load(trace).losses))[::-1]
+    np.testing.assert_allclose([float(row["self_covariance"]) for row in rows], expected)
+    assert [float(row["initial_loss"]) for row in rows][-1] == 5
+
+
+@pytest.mark.parametrize("command", ["summary", "kernel", "neighbors", "variances"])
+def test_an_unreadable_trace_is_named(trace, tmp_path, capsys, command):
+    trace.write_bytes(trace.read_bytes()[:1000])
+    output = () if command == "summary" else ("--output", tmp_path / "out")
+    said = refusal(capsys, tmp_path, "trace", command, "--trace", trace, *output)
+    assert str(trace) in said and "unreadable" in said
+
+
+def test_a_missing_trace_is_named(tmp_path, capsys):
+    said = refusal(capsys, tmp_path, "trace", "summary", "--trace", tmp_path / "none.nc")
+    assert "none.nc: no such trace" in said
+
+
+def test_too_many_neighbors_and_an_unknown_label_are_named(trace, tmp_path, capsys):
+    command = ("trace", "neighbors", "--trace", trace, "--output", tmp_path / "near.csv")
+    assert "k = 6 must be from 1 to 5" in refusal(capsys, tmp_path, *command, "--k", 6)
+    assert "has no 'task'" in refusal(capsys, tmp_path, *command, "--label", "task")
+
+
+def test_a_missing_image_folder_is_named(images, capsys):
+    said = refusal(capsys, images.parent, *sample(images.with_name("nowhere")))
+    assert "nowhere: no such image folder" in said
+
+
+def test_an_empty_image_folder_is_named(images, capsys):
+    empty = images.with_name("empty")
+    (empty / TENCH).mkdir(parents=True)
+    assert f"{empty}: holds no images" in refusal(capsys, images.parent, *sample(empty))
+
+
+def test_a_folder_that_is_not_named_by_a_wnid_is_named(images, capsys):
+    (images / TENCH).rename(images / "tench")
+    said = refusal(capsys, images.parent, *sample(images))
+    assert "tench: not named by a wnid" in said
+
+
+def test_a_truncated_jpeg_is_named_and_skipped_only_when_asked_to(images, capsys):
+    broken = images / GOLDFISH / "1.JPEG"
+    broken.write_bytes(broken.read_bytes()[:500])
+    said = refusal(capsys, images.parent, *sample(images))
+    assert str(broken) in said and "skip_unreadable: true" in said
+    assert run(*sample(images, skip_unreadable=True)) == 0
+    trace = LossTrace.load(images.with_name("trace.nc"))
+    assert trace.coordinate("name").tolist() == [
+        f"{TENCH}/0.JPEG",
+        f"{TENCH}/1.JPEG",
+        f"{GOLDFISH}/0.JPEG",
+    ]
+
+
+def test_weights_that_do_not_fit_are_named(images, capsys):
+    path = images.with_name("weights.safetensors")
+    save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), path)
+    said = refusal(capsys, images.parent, *sample(images, weights=str(path)))
+    assert f"{path}: 'fc.weight' has shape (10, " in said and "(1000, " in said
+    save_file(timm.create_model("test_vit").state_dict(), path)
+    said = refusal(capsys, images.parent, *sample(images, weights=str(path)))
+    assert "weights of another architecture" in said
+    path.write_bytes(b"no tensors")
+    said = refusal(capsys, images.parent, *sample(images, weights=str(path)))
+    assert f"{path}: unreadable as weights" in said
+
+
+def test_an_unknown_model_is_named(images, capsys):
+    said = refusal(capsys, images.parent, *sample(images, model="timm:no_such_model"))
+    assert "no_such_model" in said
+
+
+def test_a_network_that_does_not_learn_its_training_pairs_is_an_error(tmp_path, capsys):
+    network = {"prime": 5, "width": 8, "heads": 2, "mlp_width": 8, "depth": 1}
+    network |= {"shared_operands": False, "shared_outputs": False}
+    settings = {"network": network, "train_share": 1.0, "training": {"steps": 2, "warmup": 1}}
+    command = (
+        *("arithmetic", "train", "--seed", 0, "--settings"),
+        json.dumps(settings),
+        *("--output", tmp_path / "network.safetensors", "--output-log", tmp_path / "log.json"),
+    )
+    assert "raise arithmetic.training.steps" in refusal(capsys, tmp_path, *command)
+    wrong = json.dumps(settings | {"network": network | {"heads": 3}})
+    said = refusal(capsys, tmp_path, *command[:5], wrong, *command[6:])
+    assert "heads = 3 does not divide width = 8" in said
+
+
+def test_the_installed_command_ends_with_status_1_and_one_line(tmp_path):
+    command = [sys.executable, "-m", "losskernel.cli", "trace", "summary", "--trace", "none.nc"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr == ("error: none.nc: no such trace; sample it first or correct the path\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_do_not_depend_on_the_state_of_the_global_generator(images):
+    """A control of the sampling through the command line: same seed, same trace."""
+    assert run(*sample(images)) == 0
+    first = LossTrace.load(images.with_name("trace.nc")).losses
+    torch.manual_seed(123)
+    output = images.with_name("again.nc")
+    command = sample(images)
+    assert run(*command[:-3], images.with_name("journal-2"), "--output", output) == 0
+    np.testing.assert_array_equal(LossTrace.load(output).losses, first)

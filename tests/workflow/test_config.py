@@ -1,0 +1,90 @@
+"""The config is checked before anything runs, and the rules pass Snakemake's own linter."""
+
+import pytest
+import yaml
+from repository import ROOT
+from settings import validated
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
+
+SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
+
+
+def config(*changes):
+    merged = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    for change in changes:
+        update_config(merged, change)
+    return merged
+
+
+def refusal(change) -> str:
+    with pytest.raises(WorkflowError) as caught:
+        validated(config(change), SCHEMA)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", ["config", "smoke", "paper"])
+def test_the_configs_of_the_repository_are_valid(name):
+    merged = config(yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()))
+    assert validated(merged, SCHEMA) is merged
+
+
+def test_a_typo_names_the_key_and_the_nearest_known_one():
+    assert refusal({"arithmetic": {"probe": {"gama": 1}}}) == (
+        "config: unknown key 'arithmetic.probe.gama'; did you mean 'gamma'?"
+    )
+    assert refusal({"sed": 1}) == "config: unknown key 'sed'; did you mean 'seed'?"
+
+
+def test_an_unknown_key_without_a_near_one_lists_the_known_ones():
+    message = refusal({"imagenet": {"analysis": {"zzz": 1}}})
+    assert "'imagenet.analysis.zzz'" in message and "map_neighbors" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": -1}, ("seed", "-1", "minimum of 0")),
+        ({"seed": "zero"}, ("seed", "'zero'", "integer")),
+        ({"arithmetic": {"train_share": 1.5}}, ("arithmetic.train_share", "1.5", "share of all")),
+        ({"arithmetic": {"probe": {"step_size": 0}}}, ("arithmetic.probe.step_size", "= 0 ")),
+        ({"arithmetic": {"network": {"prime": 12}}}, ("arithmetic.network.prime", "= 12 ")),
+        ({"imagenet": {"sampling": {"draws": 3}}}, ("imagenet.sampling.draws", "= 3 ")),
+        ({"imagenet": {"model": "resnet50"}}, ("imagenet.model", "'resnet50'", "timm:<name>")),
+        ({"imagenet": {"sampling": {"engine": "gpu"}}}, ("imagenet.sampling.engine", "'gpu'")),
+    ],
+)
+def test_a_value_out_of_range_names_key_value_and_what_is_allowed(change, words):
+    message = refusal(change)
+    for word in words:
+        assert word in message
+
+
+def test_a_missing_key_is_named():
+    incomplete = config()
+    del incomplete["imagenet"]["probe"]["gamma"]
+    with pytest.raises(WorkflowError, match="imagenet.probe: 'gamma' is a required property"):
+        validated(incomplete, SCHEMA)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("{train_shar: 1}", "unknown key 'arithmetic.train_shar'; did you mean 'train_share'?"),
+        ("{neighbors: 0}", "arithmetic.neighbors = 0 is not valid"),
+    ],
+)
+def test_snakemake_stops_at_a_bad_config_with_that_line(copy, change, line):
+    status, said = copy.snakemake("all", "--dry-run", "--config", f"arithmetic={change}")
+    assert status != 0
+    assert f"config: {line}" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_snakemake_finds_nothing_to_complain_of_in_the_rules(copy):
+    status, said = copy.snakemake("--lint")
+    assert status == 0, said

@@ -1,0 +1,180 @@
+"""The whole chain on tiny sizes: training, sampling, analysis, figures, table."""
+
+import csv
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from repository import SMOKE
+
+from losskernel.trace import LossTrace
+
+pytestmark = pytest.mark.slow
+
+FIGURES = (
+    "arithmetic_separation",
+    "arithmetic_search",
+    "imagenet_map",
+    "imagenet_matrix",
+    "imagenet_lift",
+    "imagenet_convergence",
+)
+FIGURE_RULES = {f"figure_{name}" for name in FIGURES} | {"figure_imagenet_thumbnails"}
+IMAGENET_FIGURE_RULES = {name for name in FIGURE_RULES if "imagenet" in name}
+IDS = {
+    "arithmetic.auc",
+    "arithmetic.within_task",
+    "arithmetic.cross_task",
+    "imagenet.inputs",
+    "imagenet.lift",
+    "imagenet.spearman",
+    "imagenet.cost_gpu_hours",
+    "gamma.hierarchy_lift",
+    "gamma.colour_lift",
+    "gamma.convergence",
+    "mislabel.auc",
+    "mislabel.self_covariance_clean",
+    "mislabel.self_covariance_mislabeled",
+    "development.coarse_to_fine",
+}
+
+
+@pytest.fixture(scope="module")
+def table(finished):
+    with open(finished.folder / "results/smoke/compare.csv", newline="") as file:
+        reader = csv.DictReader(file)
+        return reader.fieldnames, {row["id"]: row for row in reader}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_drawn_as_pdf_and_as_png(finished, name):
+    folder = finished.folder / "results/smoke/figures"
+    assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    with Image.open(folder / f"{name}.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert min(pixels.shape[:2]) > 300 and pixels.std() > 10
+
+
+def test_columns_and_ids_of_the_table(table):
+    columns, rows = table
+    assert ",".join(columns) == "id,section,quantity,reported,reproduced,spread,n,setting,verdict"
+    assert set(rows) >= IDS
+
+
+def test_number_columns_hold_plain_numbers_or_nothing(table):
+    for row in table[1].values():
+        for column in ("reported", "reproduced", "spread", "n"):
+            assert row[column] == "" or np.isfinite(float(row[column])), row
+
+
+def test_measured_rows_tell_value_setting_and_verdict(table):
+    rows = table[1]
+    for name in ("arithmetic.auc", "arithmetic.within_task", "imagenet.lift", "imagenet.spearman"):
+        row = rows[name]
+        assert row["reproduced"] and row["spread"] and row["setting"], row
+        assert row["verdict"] not in ("", "not yet measured"), row
+    assert float(rows["imagenet.inputs"]["reproduced"]) == 24
+    assert rows["arithmetic.auc"]["reported"] == "0.931"
+    unmeasured = {name for name in rows if name.split(".")[0] in ("gamma", "mislabel")}
+    assert {rows[name]["verdict"] for name in unmeasured} == {"not yet measured"}
+    assert {rows[name]["reproduced"] for name in unmeasured} == {""}
+
+
+def test_each_job_logs_what_it_read_and_wrote_and_its_time(finished):
+    logs = list((finished.folder / "results/smoke/logs").rglob("*.log"))
+    assert len(logs) > 15
+    for log in logs:
+        last = log.read_text().strip().splitlines()[-1]
+        assert "read " in last and "; wrote results/smoke/" in last and last.endswith(" s"), log
+
+
+def test_the_trace_names_its_settings_weights_and_inputs(finished):
+    attributes = LossTrace.load(finished.folder / "results/smoke/imagenet/trace.nc").attributes
+    for name in ("weights_sha256", "inputs_sha256", "version_torch", "seed", "device", "model"):
+        assert attributes[name] not in (None, ""), name
+    assert json.loads(attributes["probe"])["gamma"] > 0
+
+
+def test_a_finished_tree_has_nothing_to_do(finished):
+    assert finished.planned(*SMOKE) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "rules"),
+    [
+        ("figures/style.py", FIGURE_RULES),
+        ("taxonomy.py", {"imagenet_analyze", "compare"} | IMAGENET_FIGURE_RULES),
+        (
+            "separation.py",
+            {
+                "arithmetic_measure",
+                "arithmetic_search",
+                "arithmetic_search_setup",
+                "figure_arithmetic_separation",
+                "figure_arithmetic_search",
+                "compare",
+            },
+        ),
+    ],
+)
+def test_a_changed_module_runs_just_the_rules_behind_it_again(finished, module, rules):
+    source = finished.folder / "src/losskernel" / module
+    before = source.read_text(), source.stat()
+    source.write_text(before[0] + "# changed\n")
+    try:
+        assert finished.planned(*SMOKE) == rules
+    finally:
+        source.write_text(before[0])
+        os.utime(source, ns=(before[1].st_atime_ns, before[1].st_mtime_ns))
+
+
+def _job_process(command: str, parent: int) -> int | None:
+    """The process below ``parent`` that runs ``losskernel`` with ``command``."""
+    parents, matching = {}, []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid = int(status.parent.name)
+            parents[pid] = int(status.read_text().rpartition(")")[2].split()[1])
+            words = (status.parent / "cmdline").read_text().split("\0")
+        except (OSError, ValueError):  # it ended meanwhile
+            continue
+        if any(Path(word).name == "losskernel" for word in words[:2]) and command in words:
+            matching.append(pid)
+    for pid in matching:
+        above = pid
+        while above in parents and above != parent:
+            above = parents[above]
+        if above == parent:
+            return pid
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the job through /proc")
+def test_a_killed_chain_goes_on_from_its_journal_to_the_same_trace(finished):
+    results = finished.folder / "results/killed"
+    arguments = (*SMOKE, "--config", "results=results/killed")
+    target = "results/killed/imagenet/chains/0.nc"
+    journal = results / "imagenet/journals/0/losses.f32"
+    row = 24 * 4  # bytes of a draw: one float32 an image
+    process = finished.popen(target, *arguments)
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size >= 2 * row):
+        time.sleep(0.005)
+    pid = _job_process("sample", process.pid)
+    assert pid is not None, process.communicate()[0]
+    os.kill(pid, signal.SIGKILL)
+    said, _ = process.communicate()
+    assert process.returncode != 0, said
+    assert not (finished.folder / target).exists()
+    assert not list((results / "imagenet").rglob("*.nc"))
+
+    status, said = finished.snakemake(target, *arguments)
+    assert status == 0, said
+    resumed = LossTrace.load(finished.folder / target)
+    whole = LossTrace.load(finished.folder / "results/smoke/imagenet/chains/0.nc")
+    assert 0 < resumed.attributes["seconds_draws"] < 12 == whole.attributes["seconds_draws"]
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
