@@ -16,7 +16,10 @@ def test_python_example_of_the_readme_runs():
     assert trace.losses.shape[:2] == (4, 200)
     assert namespace["kernel"].shape == (inputs, inputs)
     assert namespace["neighbors"].shape == (inputs, 5)
-    assert (namespace["variances"] > 0).all()
+    # The loss of an input that is answered with certainty rounds to 0 at every draw.
+    moves = trace.losses.reshape(-1, inputs).std(axis=0) > 0
+    assert moves.mean() > 0.9
+    assert ((namespace["variances"] > 0) == moves).all()
 
 
 def test_table_of_the_readme_is_that_of_the_file(tmp_path):

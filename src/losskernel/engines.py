@@ -174,13 +174,17 @@ def make_engine(
     device="cpu",
     compiled: bool = False,
     precision: str = "float32",
-    small: int = 2_000_000,
+    small: int | None = None,
 ) -> Engine:
     """The engine called ``kind``: ``"batched"``, ``"sequential"`` or ``"auto"``.
 
     ``auto`` takes the batched engine for models of up to ``small`` perturbed parameters when a
-    trial on ``example`` (a few inputs and targets) succeeds, else the sequential one.
+    trial on ``example`` (a few inputs and targets) succeeds, else the sequential one. By default
+    small is 2 million on a GPU, where launching kernels costs most, and 20,000 on a CPU, where a
+    transformer of 120,000 parameters runs 3.5 times faster chain by chain.
     """
+    if small is None:
+        small = 20_000 if torch.device(device).type == "cpu" else 2_000_000
     if kind not in ("auto", "batched", "sequential"):
         raise ConfigError(f"engine: '{kind}' is not one of auto, batched, sequential")
 

@@ -73,14 +73,15 @@ def test_a_missing_key_is_named():
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ("{train_shar: 1}", "unknown key 'arithmetic.train_shar'; did you mean 'train_share'?"),
-        ("{neighbors: 0}", "arithmetic.neighbors = 0 is not valid"),
+        ({"train_shar": 1}, "unknown key 'arithmetic.train_shar'; did you mean 'train_share'?"),
+        ({"neighbors": 0}, "arithmetic.neighbors = 0 is not valid"),
     ],
 )
-def test_snakemake_stops_at_a_bad_config_with_that_line(copy, change, line):
-    status, said = copy.snakemake("all", "--dry-run", "--config", f"arithmetic={change}")
+def test_snakemake_stops_at_a_bad_config_with_that_line(copy, tmp_path, change, line):
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"arithmetic": change}))
+    status, said = copy.snakemake("all", "--dry-run", "--configfile", str(tmp_path / "bad.yaml"))
     assert status != 0
-    assert f"config: {line}" in said
+    assert f"\nconfig: {line}" in said
     assert "Traceback" not in said
 
 
