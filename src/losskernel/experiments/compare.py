@@ -48,7 +48,7 @@ def _arithmetic(summary: Path, rows: Path, settings: dict, reported_auc: float) 
     seeds = pd.read_csv(rows)
     seeds = seeds[seeds["group"] == group].groupby("training_seed").mean(numeric_only=True)
     ratios = (seeds["R_sd_addition"] + seeds["R_sd_division"]) / 2 / seeds["R_sd_across"]
-    across = mean["R_mean_across"]
+    across, error = mean["R_mean_across"], sd["R_mean_across"] / np.sqrt(networks)
     floor = mean["noise_floor"]
     return {
         "arithmetic.auc": _row(auc, auc_sd, networks, f"score {score}; {setting}", verdict),
@@ -66,8 +66,9 @@ def _arithmetic(summary: Path, rows: Path, settings: dict, reported_auc: float) 
             sd["R_mean_across"],
             networks,
             setting,
-            f"{'holds' if abs(across) < floor else 'does not hold'}: mean R across tasks "
-            f"{across:+.4f} against a noise floor of {floor:.3f}",
+            f"{'holds' if abs(across) < 2 * error else 'does not hold'}: mean R across tasks "
+            f"{across:+.4f}, standard error over networks {error:.4f}; within addition "
+            f"{mean['R_mean_addition']:+.3f}, within division {mean['R_mean_division']:+.3f}",
         ),
     }
 
@@ -154,7 +155,7 @@ def table(
     joined = pd.concat([rows, values], axis=1)[list(COLUMNS)]
     joined["n"] = joined["n"].astype("Int64")
     with atomic_path(output) as temporary:
-        joined.to_csv(temporary, index=False, float_format="%.4g")
+        joined.to_csv(temporary, index=False, float_format="%.6g")
 
 
 def readme(table: Path, output: Path) -> None:
@@ -177,7 +178,7 @@ def _markdown(rows: pd.DataFrame) -> str:
     def cell(value, spread=None) -> str:
         if pd.isna(value):
             return ""
-        number = f"{value:.4g}"
+        number = f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
         return number if pd.isna(spread) else f"{number} ± {spread:.2g}"
 
     lines = ["| id | quantity | paper | here | verdict | setting |", "| - | - | - | - | - | - |"]
