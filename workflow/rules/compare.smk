@@ -22,7 +22,9 @@ rule compare:
         mem_mb=1000,
         runtime=5,
     params:
-        settings=settings("arithmetic", "network", "sampling_seeds", "figure_group", "score"),
+        settings=settings(
+            "arithmetic", "network", "probe", "groups", "sampling_seeds", "figure_group", "score"
+        ),
     shell:
         "losskernel compare table --reported {input.reported} --arithmetic {input.arithmetic} "
         "--arithmetic-rows {input.arithmetic_rows} "

@@ -35,7 +35,9 @@ def _arithmetic(summary: Path, rows: Path, settings: dict, reported_auc: float) 
     network = settings["network"]
     tokens = "shared" if network["shared_operands"] else "separate"
     classes = "shared" if network["shared_outputs"] else "separate"
+    probe = settings["groups"][group].get("probe", settings["probe"])
     setting = (
+        f"n_beta={probe['n_beta']:g}, gamma={probe['gamma']:g}, eps={probe['step_size']:g}; "
         f"p={network['prime']}, {tokens} operand tokens, {classes} answer classes, "
         f"{int(mean['inputs'])} inputs, weights perturbed: {group}; "
         f"{networks} training x {len(settings['sampling_seeds'])} sampling seeds; "
