@@ -1,10 +1,10 @@
 """An unfinished sampling run on disk: every draw so far and the weights to continue from.
 
 A journal is a folder with ``settings.json``, the append-only ``losses.f32`` (one row of
-``chain x input`` float32 a draw), ``batch_losses.f64`` (one row of ``chain`` a draw) and
-``state.safetensors`` (the weights after the last complete draw). The state is replaced atomically
-after its rows are written; rows past it are cut off on resume. So a kill at any moment loses at
-most the draw in flight.
+``chain x input`` float32 a draw), ``batch_losses.f64`` (one row of ``chain`` a draw), on request
+``displacements.f16`` (one row of ``chain x parameter`` a draw) and ``state.safetensors`` (the
+weights after the last complete draw). The state is replaced atomically after its rows are written;
+rows past it are cut off on resume. So a kill at any moment loses at most the draw in flight.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from losskernel.errors import LossKernelError, TraceError
 from losskernel.files import atomic_path
 
+DISPLACEMENTS = "displacements.f16"
+
 
 class Journal:
     """Opens or creates the journal of one run.
@@ -30,13 +32,16 @@ class Journal:
         settings: everything that determines the draws, as JSON-able values. Their number is not
             among them: a finished run can be continued to more draws.
         chains, inputs: shape of a row.
+        parameters: length of a displacement; 0 keeps none.
 
     Raises:
         TraceError: the folder holds a run with other settings, or cannot be read.
         LossKernelError: it cannot be written to, here or in :meth:`append`.
     """
 
-    def __init__(self, folder: str | Path, settings: dict, chains: int, inputs: int):
+    def __init__(
+        self, folder: str | Path, settings: dict, chains: int, inputs: int, parameters: int = 0
+    ):
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -50,6 +55,9 @@ class Journal:
         self._read_state()
         self._losses = self._open("losses.f32", 4 * chains * inputs)
         self._batch_losses = self._open("batch_losses.f64", 8 * chains)
+        self._displacements = None
+        if parameters:
+            self._displacements = self._open(DISPLACEMENTS, 2 * chains * parameters)
 
     def _check_settings(self, settings: dict) -> None:
         path = self.folder / "settings.json"
@@ -93,9 +101,18 @@ class Journal:
         file.seek(0, os.SEEK_END)
         return file
 
-    def append(self, losses, batch_losses, weights: torch.Tensor, diverged: np.ndarray) -> None:
+    def append(
+        self,
+        losses: np.ndarray,
+        batch_losses: np.ndarray,
+        weights: torch.Tensor,
+        diverged: np.ndarray,
+        displacements: torch.Tensor | None = None,
+    ) -> None:
         """Record one complete draw: losses ``(chain, input)`` and the weights it was taken at."""
         try:
+            if self._displacements is not None:
+                _write(self._displacements, displacements.half().cpu().numpy().tobytes())
             _write(self._losses, np.ascontiguousarray(losses, np.float32).tobytes())
             _write(self._batch_losses, np.ascontiguousarray(batch_losses, np.float64).tobytes())
         except OSError as error:
@@ -121,8 +138,9 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; the journal can be opened again."""
-        self._losses.close()
-        self._batch_losses.close()
+        for file in (self._losses, self._batch_losses, self._displacements):
+            if file is not None:
+                file.close()
 
 
 def _write(file, data: bytes) -> None:

@@ -55,6 +55,7 @@ def sample_losses(
     input_coords: dict[str, np.ndarray] | None = None,
     loss_bound: float | None = None,
     journal: str | Path | None = None,
+    displacements: bool = False,
     device: str | torch.device = "cpu",
     engine: str = "auto",
     compiled: bool = False,
@@ -91,6 +92,8 @@ def sample_losses(
             always do. A diverged chain stops, the others go on, and its losses are NaN from there.
         journal: folder in which every draw is saved as it is made; call again with the same
             arguments to continue after a kill, or with more ``draws`` to extend.
+        displacements: keep ``sqrt(gamma) (w - w*)`` of every draw in the journal as float16, two
+            bytes a parameter and draw, for :mod:`losskernel.linear_response`.
         device, engine, compiled, precision: see :mod:`losskernel.engines`.
         progress: show a progress bar.
 
@@ -99,7 +102,7 @@ def sample_losses(
 
     Raises:
         ConfigError: a count is below 1, the burn-in or the seed negative, a chain number repeated,
-            or ``parameters`` selects nothing.
+            ``parameters`` selects nothing, or displacements are to be kept without a journal.
         DataError: the data are empty or the loss has the wrong shape.
         TraceError: the journal belongs to a run with other settings.
         DivergenceError: every chain diverged.
@@ -119,6 +122,8 @@ def sample_losses(
     chain_ids = list(range(chains)) if chain_ids is None else [int(i) for i in chain_ids]
     if not chain_ids or min(chain_ids) < 0 or len(set(chain_ids)) < len(chain_ids):
         raise ConfigError(f"sampling: chain_ids = {chain_ids} must be distinct numbers from 0 up")
+    if displacements and journal is None:
+        raise ConfigError("sampling: displacements = True needs a journal, where they are kept")
     data = Inputs(data, device)
     probe_inputs = data if probe_data is None else Inputs(probe_data, device)
     batch_size = min(batch_size, len(data))
@@ -150,7 +155,8 @@ def sample_losses(
         "loss_bound": float("inf") if loss_bound is None else float(loss_bound),
     }
     chain = _Chains(runner, data, probe, batch_size, seed, chain_ids)
-    record = _Record(journal, settings, len(chain_ids), len(probe_inputs), draws)
+    kept = runner.layout.size if displacements else 0
+    record = _Record(journal, settings, len(chain_ids), len(probe_inputs), draws, kept)
     started = time.perf_counter()
     resumed_at = record.done
     try:
@@ -215,6 +221,11 @@ class _Chains:
         """Rows of the chains that have not diverged."""
         return np.flatnonzero(self.diverged < 0)
 
+    @property
+    def displacements(self) -> torch.Tensor:
+        """``sqrt(gamma) (w - w*)``, ``(chain, parameter)``: of order one, so float16 holds it."""
+        return (self.weights - self._engine.center) * (self._probe.gamma or 1.0) ** 0.5
+
     def step(self) -> np.ndarray:
         """One SGLD step of every running chain; their minibatch losses before it, ``(chain,)``."""
         result = np.full(len(self._ids), np.nan)
@@ -267,11 +278,14 @@ class _Chains:
 class _Record:
     """Where draws go: a journal on disk, or arrays in memory."""
 
-    def __init__(self, folder, settings: dict, chains: int, inputs: int, draws: int):
+    def __init__(self, folder, settings: dict, chains: int, inputs: int, draws: int, kept: int):
         self._journal = None
+        self._kept = kept  # length of a displacement, 0 to keep none
         self.weights, self.done, self.diverged = None, 0, np.full(chains, -1)
         if folder is not None:
-            self._journal = Journal(folder, settings, chains, inputs)
+            if kept:
+                settings = {**settings, "displacements": "float16"}
+            self._journal = Journal(folder, settings, chains, inputs, kept)
             self.weights, self.done = self._journal.weights, self._journal.draws
             self.diverged = self._journal.diverged
         else:
@@ -280,7 +294,8 @@ class _Record:
 
     def append(self, losses: np.ndarray, batch_loss: np.ndarray, chains: _Chains) -> None:
         if self._journal is not None:
-            self._journal.append(losses, batch_loss, chains.weights, chains.diverged)
+            moved = chains.displacements if self._kept else None
+            self._journal.append(losses, batch_loss, chains.weights, chains.diverged, moved)
         else:
             self._losses[:, self.done] = losses
             self._batch_losses[:, self.done] = batch_loss
