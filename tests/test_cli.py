@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from losskernel import LossTrace, correlation, covariance, self_covariance
 from losskernel.cli import main
+from losskernel.journal import Journal
 
 TENCH, GOLDFISH = "n01440764", "n01443537"
 SETTINGS = {
@@ -89,6 +90,27 @@ def test_summary_tells_shape_settings_and_convergence(trace, capsys):
     assert "chains 2 (and 0 diverged)" in said and "draws 50 a chain; inputs 6" in said
     assert 'probe {"gamma": 7}' in said and "seed 3" in said
     assert "effective sample size" in said and "noise floor of R 0." in said
+    assert "verdict: warning" in said  # 100 draws are few
+    assert "  warning: effective sample size" in said and ": sample " in said
+    assert "  unknown: minibatch noise is not in the trace" in said
+
+
+def test_peek_reads_a_journal_that_is_being_written(tmp_path, capsys):
+    folder, output = tmp_path / "journal", tmp_path / "kernel.npz"
+    losses = np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32)
+    losses[2:, 1] = np.nan
+    journal = Journal(folder, {"chain_ids": '{"ids": [0, 1, 2]}'}, chains=3, inputs=4)
+    assert "no complete draw yet" in refusal(capsys, tmp_path, "trace", "peek", "--journal", folder)
+    for draw in losses:
+        journal.append(draw, np.zeros(3), torch.zeros(3, 2), np.array([-1, 2, -1]))
+    assert run("trace", "peek", "--journal", folder, "--output", output) == 0
+    journal.close()
+    said = capsys.readouterr().out
+    assert "draws so far 5 a chain; inputs 4" in said and "chains 2 (and 1 diverged)" in said
+    healthy = losses[:, [0, 2]].swapaxes(0, 1)
+    assert f"mean loss {healthy.mean():.4g}" in said and "noise floor of R 0." in said
+    with np.load(output) as stored:
+        np.testing.assert_array_equal(stored["R"], correlation(healthy))
 
 
 def test_kernel_writes_k_and_r(trace, tmp_path):

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import arviz as az
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from losskernel.diagnostics import (
     convergence,
     effective_rank,
     noise_floor,
+    pair_correlation,
     sample_cka,
     shifted,
     split_half_cka,
@@ -63,9 +66,12 @@ def test_cka_is_the_textbook_formula():
     assert cka(KERNEL, OTHER) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("draws", [(2, 10), (10, 25)], ids=["by samples", "by inputs"])
 @pytest.mark.parametrize("center", CENTERINGS)
-def test_sample_cka_is_the_cka_of_the_kernels(center):
-    a, b = structured(0, draws=10), structured(1, draws=25)
+def test_sample_cka_is_the_cka_of_the_kernels(center, draws):
+    """40 inputs: products are summed over samples if there are fewer of these, else over inputs."""
+    a, b = structured(0, draws=draws[0]), structured(1, draws=draws[1])
+    a[..., 7] = 1.0  # does not vary
     expected = cka(correlation(a, center), correlation(b, center))
     assert sample_cka(a, b, center) == pytest.approx(expected, abs=1e-12)
 
@@ -83,6 +89,10 @@ def test_cka_of_unequal_inputs():
         sample_cka(independent(inputs=5), independent())
     with pytest.raises(TraceError, match="no loss varies"):
         sample_cka(np.ones((2, 5, 80)), independent())
+    for inputs in (5, 800):  # losses that differ by a factor have R = 1 everywhere
+        alike = independent(inputs=1) * np.arange(1, inputs + 1)
+        with pytest.raises(TraceError, match="all vary alike"):
+            sample_cka(alike, independent(inputs=inputs))
 
 
 def test_cka_curve_ends_at_1():
@@ -120,6 +130,28 @@ def test_split_halves_use_each_draw_once():
         split_half_cka(losses, [15])
     assert sorted(np.concatenate(seen)) == list(range(30))
     assert len(seen[0]) == len(seen[1]) == 15
+
+
+@pytest.mark.parametrize("center", CENTERINGS)
+@pytest.mark.parametrize("draws", [5, 40], ids=["by samples", "by inputs"])
+def test_pair_correlation_is_that_of_the_matrix(center, draws):
+    losses = structured(draws=draws)
+    losses[..., [3, 30]] = 1.0
+    r = correlation(losses, center)[~np.eye(40, dtype=bool)]
+    assert pair_correlation(losses, center) == pytest.approx((r.mean(), r.std()), abs=1e-13)
+    with pytest.raises(TraceError, match="one input makes no pairs"):
+        pair_correlation(losses[..., :1])
+
+
+def test_diagnostics_of_many_inputs_take_no_memory_of_their_square():
+    """3,000 inputs and 60 samples: R would take 72 MB, the losses take 1.4 in float64."""
+    losses = independent(1, 60, 3000)
+    for function in (noise_floor, pair_correlation, lambda x: sample_cka(x, x + losses[::-1])):
+        tracemalloc.start()
+        function(losses)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10e6
 
 
 @pytest.mark.parametrize("draws", [25, 100, 400])
@@ -162,6 +194,14 @@ def test_effective_sample_size_and_rhat_are_arvizs_input_by_input():
     assert found.rhat[2] > 1.3 and (found.rhat[others] < 1.1).all()
     # Bulk ESS of AR(1) is about S (1 - a) / (1 + a) = 282 of 1,600.
     assert (np.abs(np.log(found.ess[others] / 282)) < np.log(2)).all()
+
+
+def test_a_choice_of_inputs_is_spread_evenly_and_leaves_the_drift():
+    losses = autoregressive(0.5, draws=40, inputs=9)
+    whole, some = convergence(losses), convergence(losses, most_inputs=3)
+    assert np.array_equal(some.ess, whole.ess[::3]) and np.array_equal(some.rhat, whole.rhat[::3])
+    assert (some.drift, some.drift_error) == (whole.drift, whole.drift_error)
+    assert np.array_equal(convergence(losses, most_inputs=20).ess, whole.ess)
 
 
 def test_drift_is_measured_with_its_error():

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,11 +10,14 @@ from losskernel.errors import TraceError
 from losskernel.kernel import (
     CENTERINGS,
     correlation,
+    correlation_blocks,
     covariance,
+    deviation_blocks,
     deviations,
     nearest_neighbors,
     self_covariance,
     standardized,
+    standardized_blocks,
 )
 
 RNG = np.random.default_rng(0)
@@ -108,6 +113,23 @@ def test_covariance_is_unbiased(center):
     assert abs(variances.mean() - 1) < 4.5 * variances.std() / np.sqrt(4000)
 
 
+@centerings
+@pytest.mark.parametrize("block", [1, 3, 10, 99])
+def test_blocks_are_the_columns_of_the_whole(center, block):
+    for blocks, whole in (
+        (deviation_blocks, deviations(LOSSES, center)[0]),
+        (standardized_blocks, standardized(LOSSES, center)),
+    ):
+        parts = list(blocks(LOSSES, center, block))
+        assert all(part.shape[1] <= block for _, part in parts)
+        joined = np.concatenate([part for _, part in parts], axis=1)
+        np.testing.assert_allclose(joined, whole, atol=1e-14)  # sums run in another order
+        assert [i for rows, _ in parts for i in range(rows.start, rows.stop)] == list(range(10))
+    r = np.concatenate([part for _, part in correlation_blocks(LOSSES, center, block)])
+    np.testing.assert_allclose(r, correlation(LOSSES, center), atol=1e-14)
+    assert np.array_equal(np.diag(r), np.ones(10))
+
+
 def test_one_chain_may_come_without_its_axis():
     assert np.array_equal(covariance(LOSSES[0]), covariance(LOSSES[:1]))
 
@@ -149,6 +171,57 @@ def test_blocked_neighbors_are_those_of_the_whole_matrix(losses, block, data):
     assert not (indices == np.arange(inputs)[:, None]).any()
     if use_labels:
         assert not (labels[indices] == labels[:, None]).any()
+
+
+@pytest.mark.parametrize("block", [7, 64, 2048])
+def test_neighbors_where_values_are_grouped_before_they_are_sorted(block):
+    """More inputs than the properties above try, so that groups of inputs are passed over."""
+    losses = np.random.default_rng(2).standard_normal((1, 9, 331)).astype(np.float32)
+    losses[..., 17] = 3.0  # R = 0 with all others
+    labels = np.arange(331) % 5
+    for excluded in (None, labels):
+        _, values = nearest_neighbors(losses, 4, excluded, block=block)
+        r = brute_force(losses, np.arange(331) if excluded is None else labels)
+        np.testing.assert_allclose(values, -np.sort(-r, axis=1)[:, :4], atol=12 * 2.0**-24)
+
+
+def test_float32_products_err_within_the_stated_bound():
+    """Losses of a large mean and a tiny spread are what float32 must not center."""
+    rng = np.random.default_rng(0)
+    losses = (1e3 + 0.01 * rng.standard_normal((2, 100, 50))).astype(np.float32)
+    indices, values = nearest_neighbors(losses, 10)
+    r = np.take_along_axis(correlation(losses), indices, axis=1)
+    bound = (200 + 3) * 2.0**-24
+    assert np.abs(values - r).max() <= bound
+    # The spread is 160 units in the last place of a loss. A float32 mean errs by a few of them.
+    flat = losses.reshape(200, 50)
+    low = flat - flat.sum(axis=0, dtype=np.float32) / np.float32(200)
+    low /= np.sqrt((low**2).sum(axis=0))
+    assert np.abs(np.take_along_axis(low.T @ low, indices, axis=1) - r).max() > 10 * bound
+
+
+@pytest.fixture
+def peak():
+    """Most bytes that arrays take while a function runs, beyond those that were there before."""
+
+    def measured(function, *arguments):
+        tracemalloc.start()
+        try:
+            function(*arguments)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    return measured
+
+
+def test_memory_is_bounded_by_the_block(peak):
+    """4,000 inputs: R would take 64 MB in float32, a block of 256 x 256 takes 0.26."""
+    losses = np.random.default_rng(0).standard_normal((2, 16, 4000)).astype(np.float32)
+    assert peak(nearest_neighbors, losses, 15, None, "pooled", 256) < 8e6
+    assert peak(self_covariance, losses) < 4e6
+    half = peak(nearest_neighbors, losses[..., :2000], 15, None, "pooled", 256)
+    assert peak(nearest_neighbors, losses, 15, None, "pooled", 256) < 2.2 * half  # not 4
 
 
 @pytest.mark.parametrize("k", [0, 10])

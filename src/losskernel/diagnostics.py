@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -9,8 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from losskernel.errors import TraceError
-from losskernel.kernel import deviations, standardized
+from losskernel.kernel import correlation_blocks, deviations, standardized_blocks
 from losskernel.seeds import numpy_generator
+
+_MOST_SAMPLES = 8192  # up to which a matrix of samples squared is formed, 0.5 GB
+_BLOCK = 256  # inputs at once beside it
 
 
 def cka(kernel: ArrayLike, other: ArrayLike) -> float:
@@ -41,21 +45,55 @@ def cka(kernel: ArrayLike, other: ArrayLike) -> float:
 def sample_cka(losses: ArrayLike, other: ArrayLike, center: str = "pooled") -> float:
     """CKA of the normalized kernels R of two sets of losses, without forming the kernels.
 
-    With ``R = X^T X`` the products in :func:`cka` are ``|X H Y^T|^2``: memory is samples squared
-    instead of inputs squared.
+    With ``R = X^T X`` the products in :func:`cka` are ``|X H Y^T|^2``: summed over blocks of inputs
+    in a matrix of samples squared, or, where there are fewer inputs than samples, over blocks of
+    rows of the kernels. Memory is never inputs squared.
 
     Args:
         losses, other: ``(chain, draw, input)`` or ``(draw, input)``, on the same inputs.
         center: as for :func:`losskernel.kernel.deviations`.
+
+    Raises:
+        TraceError: the inputs differ in number, or a centered kernel is zero.
     """
-    x, y = standardized(losses, center), standardized(other, center)
-    if x.shape[1] != y.shape[1]:
-        raise TraceError(f"cka: {x.shape[1]} and {y.shape[1]} inputs differ")
-    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-    scale = np.linalg.norm(x @ x.T) * np.linalg.norm(y @ y.T)
-    if scale == 0:
-        raise TraceError("cka: no loss varies, the alignment is undefined")
-    return float(np.linalg.norm(x @ y.T) ** 2 / scale)
+    x, y = np.asarray(losses), np.asarray(other)
+    if x.shape[-1] != y.shape[-1]:
+        raise TraceError(f"cka: {x.shape[-1]} and {y.shape[-1]} inputs differ")
+    norms = []
+    for part in (x, y):
+        norm, uncentered = _products(part, part, center)
+        # Losses that vary alike have an R of 1 up to their rounding in float32, 1e-6 squared.
+        if norm <= 1e-12 * uncentered:
+            raise TraceError("cka: no loss varies, or all vary alike: the alignment is undefined")
+        norms.append(norm)
+    return float(_products(x, y, center)[0] / np.sqrt(norms[0] * norms[1]))
+
+
+def _products(x: np.ndarray, y: np.ndarray, center: str) -> tuple[float, float]:
+    """Frobenius products ``<H R H, H Q H>`` and ``<R, Q>`` of the normalized kernels of losses."""
+
+    def blocks(of, *size):
+        if x is y:
+            return ((block, block) for _, block in of(x, center, *size))
+        pairs = zip(of(x, center, *size), of(y, center, *size), strict=True)
+        return ((a, b) for (_, a), (_, b) in pairs)
+
+    inputs, samples = x.shape[-1], [math.prod(part.shape[:-1]) for part in (x, y)]
+    if max(samples) <= min(inputs, _MOST_SAMPLES):
+        gram, sums = np.zeros(samples), [np.zeros(count) for count in samples]
+        for a, b in blocks(standardized_blocks, _BLOCK):
+            gram += a @ b.T
+            sums[0] += a.sum(axis=1)
+            sums[1] += b.sum(axis=1)
+        product = np.vdot(gram, gram)
+        gram -= np.outer(sums[0], sums[1] / inputs)
+        return np.vdot(gram, gram), product
+    product, rows = 0.0, []
+    for r, q in blocks(correlation_blocks):
+        product += np.vdot(r, q)
+        rows.append((r.sum(axis=1), q.sum(axis=1)))
+    r, q = np.concatenate(rows, axis=1)
+    return product - 2 * (r @ q) / inputs + r.sum() * q.sum() / inputs**2, product
 
 
 def cka_curve(losses: np.ndarray, counts: ArrayLike, center: str = "pooled") -> np.ndarray:
@@ -95,20 +133,43 @@ def shifted(losses: np.ndarray, seed: int = 0) -> np.ndarray:
     chains, draws, inputs = losses.shape
     rng = numpy_generator(seed, "resample")
     shift = rng.integers(draws, size=(chains, 1, inputs))
-    index = (np.arange(draws)[None, :, None] + shift) % draws
-    return np.take_along_axis(losses, index, axis=1)
+    result = np.empty_like(losses)
+    for start in range(0, inputs, _BLOCK):  # the index of a draw is larger than its loss
+        rows = slice(start, start + _BLOCK)
+        index = (np.arange(draws)[None, :, None] + shift[..., rows]) % draws
+        result[..., rows] = np.take_along_axis(losses[..., rows], index, axis=1)
+    return result
+
+
+def pair_correlation(losses: ArrayLike, center: str = "pooled") -> tuple[float, float]:
+    """Mean and standard deviation of R over all pairs of different inputs, without forming R.
+
+    Args and memory as for :func:`sample_cka`.
+
+    Raises:
+        TraceError: there is one input only.
+    """
+    losses = np.asarray(losses)
+    pairs = losses.shape[-1] * (losses.shape[-1] - 1)
+    if pairs == 0:
+        raise TraceError("R: one input makes no pairs; record the losses of at least two")
+    total, varying = 0.0, 0
+    for _, block in standardized_blocks(losses, center):
+        total = total + block.sum(axis=1)
+        varying += int(block.any(axis=0).sum())
+    mean = (total @ total - varying) / pairs
+    square = (_products(losses, losses, center)[1] - varying) / pairs
+    return float(mean), float(np.sqrt(max(0.0, square - mean**2)))
 
 
 def noise_floor(losses: np.ndarray, center: str = "pooled", seed: int = 0) -> float:
     """Standard deviation of R between unrelated inputs, from :func:`shifted` losses.
 
     For independent draws it is ``1 / sqrt(samples - 1)``; autocorrelation raises it. A correlation
-    is resolved if it exceeds this several times.
+    is resolved if it exceeds this several times. Memory as for :func:`sample_cka`, and a copy of
+    the losses.
     """
-    unit = standardized(shifted(losses, seed), center)
-    similarity = unit.T @ unit
-    off = ~np.eye(len(similarity), dtype=bool)
-    return float(similarity[off].std())
+    return pair_correlation(shifted(losses, seed), center)[1]
 
 
 @dataclass(frozen=True)
@@ -116,7 +177,9 @@ class Convergence:
     """Effective sample size and split R-hat of each input's loss, ``(input,)``, and the drift.
 
     ``drift`` is the mean loss of the second half of the draws minus that of the first half, and
-    ``drift_error`` its standard error, both in units of the loss.
+    ``drift_error`` its standard error, both in units of the loss. NaN is what cannot be told: an
+    input whose loss never changes, or too few draws (see :func:`convergence`). R-hat is infinite
+    where every part of a chain is stuck at one loss, but not all at the same.
     """
 
     ess: np.ndarray
@@ -125,28 +188,52 @@ class Convergence:
     drift_error: float
 
 
-def convergence(losses: np.ndarray) -> Convergence:
+def convergence(losses: np.ndarray, most_inputs: int | None = None) -> Convergence:
     """ArviZ's bulk effective sample size and rank-normalized split R-hat (Vehtari et al. 2021).
 
     Args:
-        losses: ``(chain, draw, input)``, at least 4 draws a chain (8 if it is the only one,
-            whose quarters R-hat then compares).
+        losses: ``(chain, draw, input)``. Effective sample size and R-hat need 4 draws a chain;
+            R-hat needs 8 if there is one chain only, whose quarters it then compares.
+        most_inputs: effective sample size and R-hat of so many inputs, evenly spaced, or of all.
+            ArviZ takes about a millisecond an input. The drift is that of all inputs.
     """
-    az = _arviz()
-    dataset = az.convert_to_dataset({"loss": np.asarray(losses, float)})
-    ess = az.ess(dataset)["loss"].values
-    if len(losses) == 1:  # ArviZ wants two chains: the halves of the one, each split again
-        half = losses.shape[1] // 2
-        halves = np.stack([losses[0, :half], losses[0, half : 2 * half]]).astype(float)
-        dataset = az.convert_to_dataset({"loss": halves})
-    rhat = az.rhat(dataset)["loss"].values
-    mean = np.asarray(losses, float).mean(axis=2)
-    half = mean.shape[1] // 2
+    chains, draws, inputs = losses.shape
+    count = inputs if most_inputs is None else min(most_inputs, inputs)
+    chosen = losses[..., np.arange(count) * inputs // count].astype(float)
+    parts = chosen
+    if chains == 1:  # ArviZ wants two chains: the halves of the one, which it splits again
+        half = draws // 2
+        parts = np.concatenate([chosen[:, :half], chosen[:, half : 2 * half]])
+    mean = losses.mean(axis=2, dtype=float)
+    half = draws // 2
     first, second = mean[:, :half], mean[:, half : 2 * half]
-    error = [part.std(ddof=1) / np.sqrt(_mean_ess(part)) for part in (first, second)]
-    return Convergence(
-        ess, rhat, float(second.mean() - first.mean()), float(np.hypot(error[0], error[1]))
-    )
+    drift = error = np.nan
+    if first.size > 1:
+        drift = float(second.mean() - first.mean())
+        error = np.hypot(*(part.std(ddof=1) / np.sqrt(_mean_ess(part)) for part in (first, second)))
+    return Convergence(_ess(chosen), _rhat(parts), drift, float(error))
+
+
+def _ess(losses: np.ndarray) -> np.ndarray:
+    result = np.full(losses.shape[2], np.nan)
+    varies = np.ptp(losses, axis=(0, 1)) > 0
+    if losses.shape[1] >= 4 and varies.any():
+        result[varies] = _arviz().ess({"loss": losses[..., varies]})["loss"].values
+    return result
+
+
+def _rhat(losses: np.ndarray) -> np.ndarray:
+    """Split R-hat by input. Its divisor, the variance within half chains, may be zero."""
+    result = np.full(losses.shape[2], np.nan)
+    draws = losses.shape[1]
+    if draws < 4:
+        return result
+    halves = [losses[:, : draws // 2], losses[:, -(draws // 2) :]]
+    moves = (np.ptp(np.concatenate(halves), axis=1) > 0).any(axis=0)
+    result[~moves & (np.ptp(losses, axis=(0, 1)) > 0)] = np.inf
+    if moves.any():
+        result[moves] = _arviz().rhat({"loss": losses[..., moves]})["loss"].values
+    return result
 
 
 def _mean_ess(values: np.ndarray) -> float:

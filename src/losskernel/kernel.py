@@ -5,17 +5,25 @@ r"""The loss kernel and its normalized form, from losses sampled under the probe
 variance is 0 (Adam, Furman and Hoogland 2025, arXiv:2509.26537, Section 3).
 
 Losses come as arrays ``(chain, draw, input)`` (as :attr:`losskernel.LossTrace.losses`) or
-``(draw, input)``. They are centered in float64 and multiplied in float32 or float64 on request.
+``(draw, input)``. They are centered and scaled in float64, a block of inputs at a time: a float32
+mean of losses with a large mean and a small spread would leave no digits of the spread. What is
+then of order one can be stored and multiplied in float32, as the neighbor search does. Only
+:func:`covariance` and :func:`correlation` hold a matrix of inputs squared.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from losskernel.errors import TraceError
 
 CENTERINGS = ("pooled", "chain", "draw")
+
+_AT_ONCE = 2**22  # numbers of a float64 working copy, 32 MiB
 
 
 def deviations(losses: ArrayLike, center: str = "pooled") -> tuple[np.ndarray, int]:
@@ -35,36 +43,73 @@ def deviations(losses: ArrayLike, center: str = "pooled") -> tuple[np.ndarray, i
     Raises:
         TraceError: losses are not finite, or fewer than two samples a mean.
     """
-    losses = np.asarray(losses, np.float64)
+    losses, freedom = _checked(losses, center)
+    chains, draws, inputs = losses.shape
+    result = np.empty((chains * draws, inputs))
+    for rows, values in _deviation_blocks(losses, center):
+        result[:, rows] = values
+    return result, freedom
+
+
+def deviation_blocks(
+    losses: ArrayLike, center: str = "pooled", block: int | None = None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """:func:`deviations` of ``block`` inputs at a time, ``(sample, block)`` in float64.
+
+    Yields the slice of inputs and their deviations. Without ``block``, as many inputs as fit into
+    32 MiB. Other arguments and errors as for :func:`deviations`.
+    """
+    return _deviation_blocks(_checked(losses, center)[0], center, block)
+
+
+def _checked(losses: ArrayLike, center: str) -> tuple[np.ndarray, int]:
+    """Losses as ``(chain, draw, input)``, not copied, and the degrees of freedom."""
+    losses = np.asarray(losses)
     if losses.ndim == 2:
         losses = losses[None]
     if losses.ndim != 3:
         raise TraceError(f"losses: shape {losses.shape} is not (chain, draw, input)")
-    if not np.isfinite(losses).all():
-        raise TraceError("losses: not finite; leave out diverged chains (LossTrace.losses does)")
-    chains, draws, inputs = losses.shape
-    axes = {"pooled": (0, 1), "chain": (1,), "draw": (0,)}
-    if center not in axes:
+    if center not in CENTERINGS:
         raise TraceError(f"center: '{center}' is not one of {', '.join(CENTERINGS)}")
+    chains, draws, _ = losses.shape
     means = {"pooled": 1, "chain": chains, "draw": draws}[center]
     if chains * draws - means < 1:
         raise TraceError(
             f"losses: {chains} chains x {draws} draws are too few for center='{center}'; "
             "sample at least 2 draws (2 chains for 'draw')"
         )
-    result = losses - losses.mean(axis=axes[center], keepdims=True)
-    # A loss that never changes leaves rounding of its mean (1e-16 of its size), and no float32 loss
-    # that does change has a spread this small: without this, its R would be noise, not 0.
-    size = np.abs(losses).max(axis=(0, 1))
-    constant = np.abs(result).max(axis=(0, 1)) <= 1e-12 * size
-    result[..., constant] = 0
-    return result.reshape(-1, inputs), chains * draws - means
+    return losses, chains * draws - means
+
+
+def _deviation_blocks(
+    losses: np.ndarray, center: str, block: int | None = None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    axis = {"pooled": (0, 1), "chain": (1,), "draw": (0,)}[center]
+    chains, draws, inputs = losses.shape
+    for rows in _slices(inputs, block or max(64, _AT_ONCE // (chains * draws))):
+        values = losses[..., rows].astype(np.float64)
+        size = np.abs(values).max(axis=(0, 1))
+        if not np.isfinite(size).all():
+            raise TraceError(
+                "losses: not finite; leave out diverged chains (LossTrace.losses does)"
+            )
+        values -= values.mean(axis=axis, keepdims=True)
+        # A loss that never changes leaves rounding of its mean (1e-16 of its size), and no float32
+        # loss that does change has a spread this small: without this, its R would be noise, not 0.
+        values[..., np.abs(values).max(axis=(0, 1)) <= 1e-12 * size] = 0
+        yield rows, values.reshape(chains * draws, -1)
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
 
 
 def self_covariance(losses: ArrayLike, center: str = "pooled") -> np.ndarray:
     """``K(z, z)``: variance of each input's loss, ``(input,)``, in squared units of the loss."""
-    values, freedom = deviations(losses, center)
-    return np.einsum("si,si->i", values, values) / freedom
+    losses, freedom = _checked(losses, center)
+    squares = [np.einsum("si,si->i", d, d) for _, d in _deviation_blocks(losses, center)]
+    return np.concatenate(squares) / freedom
 
 
 def covariance(losses: ArrayLike, center: str = "pooled") -> np.ndarray:
@@ -76,14 +121,29 @@ def covariance(losses: ArrayLike, center: str = "pooled") -> np.ndarray:
     return values.T @ values / freedom
 
 
-def standardized(losses: ArrayLike, center: str = "pooled") -> np.ndarray:
+def standardized(
+    losses: ArrayLike, center: str = "pooled", dtype: DTypeLike = np.float64
+) -> np.ndarray:
     """Deviations scaled to unit length, ``(sample, input)``: ``R = X^T X``.
 
-    An input of zero variance has a column of zeros.
+    An input of zero variance has a column of zeros. In float32 an entry of ``X^T X`` errs by at
+    most ``(samples + 3) 2^-24`` (see :func:`nearest_neighbors`); the scaling is done in float64.
     """
-    values, _ = deviations(losses, center)
-    length = np.sqrt(np.einsum("si,si->i", values, values))
-    return np.divide(values, length, out=values, where=length > 0)
+    losses, _ = _checked(losses, center)
+    chains, draws, inputs = losses.shape
+    result = np.empty((chains * draws, inputs), dtype)
+    for rows, values in standardized_blocks(losses, center):
+        result[:, rows] = values
+    return result
+
+
+def standardized_blocks(
+    losses: ArrayLike, center: str = "pooled", block: int | None = None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """:func:`standardized` of ``block`` inputs at a time; see :func:`deviation_blocks`."""
+    for rows, values in deviation_blocks(losses, center, block):
+        length = np.sqrt(np.einsum("si,si->i", values, values))
+        yield rows, np.divide(values, length, out=values, where=length > 0)
 
 
 def correlation(losses: ArrayLike, center: str = "pooled") -> np.ndarray:
@@ -93,9 +153,26 @@ def correlation(losses: ArrayLike, center: str = "pooled") -> np.ndarray:
     change ``l -> a l + b`` with ``a > 0`` of any input's loss.
     """
     unit = standardized(losses, center)
-    result = np.clip(unit.T @ unit, -1, 1)
-    np.fill_diagonal(result, (np.einsum("si,si->i", unit, unit) > 0.5).astype(float))
-    return result
+    return next(_correlation_blocks(unit, unit.shape[1]))[1]
+
+
+def correlation_blocks(
+    losses: ArrayLike, center: str = "pooled", block: int = 1024
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Rows of :func:`correlation`, ``block`` at a time: a slice of inputs and ``R[slice]``.
+
+    Memory: the losses standardized in float64, and ``block x input``.
+    """
+    return _correlation_blocks(standardized(losses, center), block)
+
+
+def _correlation_blocks(unit: np.ndarray, block: int) -> Iterator[tuple[slice, np.ndarray]]:
+    varies = np.einsum("si,si->i", unit, unit) > 0.5
+    for rows in _slices(unit.shape[1], block):
+        result = unit[:, rows].T @ unit
+        np.clip(result, -1, 1, out=result)
+        result[np.arange(len(result)), np.arange(rows.start, rows.stop)] = varies[rows]
+        yield rows, result
 
 
 def nearest_neighbors(
@@ -103,45 +180,87 @@ def nearest_neighbors(
     k: int,
     labels: ArrayLike | None = None,
     center: str = "pooled",
-    block: int = 1024,
+    block: int = 2048,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` inputs of largest R for each input, exactly, in blocks.
+
+    R is symmetric, so each square of ``block x block`` of it is computed once, in float32, and
+    serves both the inputs of its rows and those of its columns.
 
     Args:
         losses: as for :func:`deviations`.
         k: neighbors an input; the input itself is never one.
         labels: if given, ``(input,)``; inputs with an equal label are not neighbors.
         center: as for :func:`deviations`.
-        block: inputs handled at once; memory is ``block x input``.
+        block: inputs handled at once; memory is the standardized losses in float32 and some
+            ``block x block``.
 
     Returns:
-        Indices and values of R, each ``(input, k)``, nearest first.
+        Indices and values of R, each ``(input, k)``, nearest first. A value errs by at most
+        ``(samples + 3) u``, ``u = 2^-24``, from rounding: ``samples u`` in a product of vectors of
+        unit length (Higham 2002, section 3.1), ``u`` in storing each of them, ``u`` for the terms
+        of second order.
 
     Raises:
         TraceError: an input has fewer than ``k`` others to choose from.
     """
-    unit = standardized(losses, center).astype(np.float32)
+    unit = standardized(losses, center, np.float32)
     inputs = unit.shape[1]
-    labels = None if labels is None else np.asarray(labels)
-    if labels is None:
-        fewest = inputs - 1
-    else:
-        fewest = inputs - int(np.unique(labels, return_counts=True)[1].max())
+    fewest, group = inputs - 1, None
+    if labels is not None:
+        _, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        fewest = inputs - int(sizes.max())
     if not 1 <= k <= fewest:
         raise TraceError(
             f"neighbors: k = {k} must be from 1 to {fewest}, the fewest eligible inputs"
         )
-    indices = np.empty((inputs, k), np.int64)
-    values = np.empty((inputs, k), np.float32)
-    for start in range(0, inputs, block):
-        rows = np.arange(start, min(start + block, inputs))
-        similarity = unit[:, rows].T @ unit
-        if labels is not None:
-            similarity[labels[rows, None] == labels[None]] = -np.inf
-        similarity[np.arange(len(rows)), rows] = -np.inf
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        found = np.take_along_axis(similarity, nearest, axis=1)
-        order = np.argsort(-found, axis=1, kind="stable")
-        indices[rows] = np.take_along_axis(nearest, order, axis=1)
-        values[rows] = np.clip(np.take_along_axis(found, order, axis=1), -1, 1)
-    return indices, values
+    indices = np.full((inputs, k), -1)
+    values = np.full((inputs, k), -np.inf, np.float32)
+    for rows in _slices(inputs, block):
+        for columns in _slices(rows.stop, block):
+            similarity = unit[:, rows].T @ unit[:, columns]
+            if group is not None:
+                similarity[group[rows, None] == group[columns]] = -np.inf
+            if rows == columns:
+                np.fill_diagonal(similarity, -np.inf)
+            else:
+                _keep_largest(similarity.T, rows.start, values[columns], indices[columns])
+            _keep_largest(similarity, columns.start, values[rows], indices[rows])
+    order = np.argsort(-values, axis=1, kind="stable")
+    values = np.clip(np.take_along_axis(values, order, axis=1), -1, 1)
+    return np.take_along_axis(indices, order, axis=1), values
+
+
+def _keep_largest(tile: np.ndarray, start: int, values: np.ndarray, indices: np.ndarray) -> None:
+    """Update in place the largest values of each row, and their columns, from further columns.
+
+    Args:
+        tile: ``(row, column)`` new values.
+        start: number of the tile's first column.
+        values, indices: ``(row, k)``, the largest so far in no order.
+    """
+    columns, k = _candidates(tile, values.shape[1]), values.shape[1]
+    found = np.concatenate([values, np.take_along_axis(tile, columns, axis=1)], axis=1)
+    where = np.concatenate([indices, columns + start], axis=1)
+    largest = np.argpartition(found, found.shape[1] - k, axis=1)[:, -k:]
+    values[:] = np.take_along_axis(found, largest, axis=1)
+    indices[:] = np.take_along_axis(where, largest, axis=1)
+
+
+def _candidates(tile: np.ndarray, k: int) -> np.ndarray:
+    """Some columns of each row, ``(row, some)``, the ``k`` largest values among them.
+
+    The columns are dealt into groups. The k largest values lie in the k groups with the largest
+    maxima: a value outside of them is no larger than k maxima. So one pass over the tile, at the
+    speed of memory, leaves little to partition.
+    """
+    rows, columns = tile.shape
+    size = max(1, math.isqrt(columns // k))  # of a group: as many groups as candidates in k of them
+    groups = columns // size
+    if groups <= k:
+        return np.broadcast_to(np.arange(columns), (rows, columns))
+    grouped = tile[:, : size * groups].reshape(rows, size, groups)
+    largest = np.argpartition(grouped.max(axis=1), groups - k, axis=1)[:, -k:]
+    members = largest[:, None] + groups * np.arange(size)[:, None]
+    over = np.broadcast_to(np.arange(size * groups, columns), (rows, columns - size * groups))
+    return np.concatenate([members.reshape(rows, -1), over], axis=1)
