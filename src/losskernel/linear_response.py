@@ -1,0 +1,383 @@
+r"""The loss kernel to first order in the displacement of the weights: exact as gamma grows.
+
+With ``l_i(w) = l_i(w*) + a_i + r_i``, ``a_i = g_i . (w - w*)`` the *linear part* of a loss and
+``g_i`` its gradient at the trained weights, the kernel of the linear parts depends on the Gram
+matrix of the gradients alone (:func:`limit_kernel`), and the remainder vanishes against it as the
+localization gamma grows. So the limit is a check on the sampler, and the linear parts are a control
+variate (Glasserman 2003, *Monte Carlo Methods in Financial Engineering*, Section 4.1): known in
+every draw (:func:`linear_part`) and known in distribution, they take their own sampling noise out
+of the kernel (:func:`control_variate_kernel`).
+
+Which displacement the linear part is taken at is a choice. That of the chain itself
+(``sample_losses(..., displacements=True)``) is the closest, but its covariance is known exactly
+only for ``n_beta = 0``. That of a chain without the loss, moved by the same noise
+(:func:`write_coupled_displacements`), has a covariance known exactly at every ``n_beta``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from losskernel.diagnostics import shifted
+from losskernel.errors import ConfigError, TraceError
+from losskernel.files import atomic_path
+from losskernel.journal import DISPLACEMENTS
+from losskernel.kernel import covariance
+from losskernel.per_sample_gradients import Gradients
+from losskernel.probe import Probe, sgld_step
+from losskernel.progress import bar
+from losskernel.seeds import fill_normal
+from losskernel.trace import settings_attribute
+
+_STATE = "state.safetensors"
+
+
+def gram(
+    gradients: Gradients,
+    parameters: str | Sequence[str] = "all",
+    block: int | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """``g_i . g_j`` over some parameters, ``(input, input)`` float64.
+
+    Products are float32 within a block of columns; blocks are added in float64. Matrices of
+    disjoint groups of parameters add up to that of their union.
+
+    Args:
+        gradients: from :func:`losskernel.per_sample_gradients.per_sample_gradients`.
+        parameters: names as in :func:`losskernel.parameters.select_parameters`, for a group of
+            layers alone.
+        block: columns at once; by default what 0.25 GB holds.
+        progress: show a progress bar.
+    """
+    result = np.zeros((len(gradients), len(gradients)))
+    total = sum(span.stop - span.start for span in gradients.columns(parameters))
+    with bar(None, "Gram matrix", total=total, unit="parameter", show=progress) as shown:
+        for part, rows in gradients.blocks(parameters, block):
+            result += rows @ rows.T
+            shown.update(part.stop - part.start)
+    return result * np.outer(gradients.scale, gradients.scale)
+
+
+def limit_kernel(gram: ArrayLike, probe: Probe) -> np.ndarray:
+    r"""``Cov(a_i, a_j)`` in the chain's stationary law, ``(input, input)``: the linear loss kernel.
+
+    Without the loss (``n_beta = 0``) the displacement is normal with variance ``v``, that of
+    :attr:`losskernel.probe.Probe.localization_variance`, and the kernel is ``v Gamma``, exactly,
+    with ``Gamma`` the Gram matrix of the gradients.
+
+    With it, the mean loss of the n inputs bends the distribution. Its Hessian is taken to be the
+    empirical Fisher matrix ``F = G^T G / n`` (rows of G the gradients), an approximation; its
+    slope, which shifts the mean alone, is left out. In continuous time the displacement has
+    precision ``gamma I + n_beta F``, and by the push-through identity ::
+
+        K = G (gamma I + n_beta/n G^T G)^-1 G^T = Gamma (gamma I + n_beta/n Gamma)^-1.
+
+    An eigenvector of ``Gamma`` with eigenvalue mu is thus a direction of precision
+    ``p = gamma + n_beta mu / n``; a step size eps multiplies its variance by
+    ``1 / (1 - eps p / 4)``. The noise of minibatches is left out: it widens the distribution.
+
+    Args:
+        gram: ``Gamma``, from :func:`gram`. For ``n_beta > 0`` of the very inputs whose mean loss
+            drives the chain, and of all perturbed parameters.
+        probe: the settings of the chain.
+
+    Raises:
+        ConfigError: ``gamma`` is 0 (there is no stationary law), or a direction has ``eps p >= 4``.
+    """
+    gram = np.asarray(gram, np.float64)
+    if probe.gamma == 0:
+        raise ConfigError("probe: gamma = 0 has no linear limit; choose it above 0")
+    if probe.n_beta == 0:
+        return gram * probe.localization_variance
+    eigenvalues, vectors = np.linalg.eigh(gram)
+    eigenvalues = eigenvalues.clip(0)  # rounding leaves those that vanish on either side of 0
+    precision = probe.gamma + probe.n_beta / len(gram) * eigenvalues
+    if probe.step_size * precision[-1] >= 4:
+        raise ConfigError(
+            f"probe: step_size * precision = {probe.step_size * precision[-1]:g} in the steepest "
+            "direction of the empirical Fisher matrix; from 4 on the linear chain is unstable: "
+            "lower step_size or n_beta"
+        )
+    variance = 1 / (precision * (1 - probe.step_size * precision / 4))
+    return (vectors * (eigenvalues * variance)) @ vectors.T
+
+
+def linear_part(
+    gradients: Gradients,
+    displacements: str | Path | Sequence[str | Path],
+    draws: int | None = None,
+    block: int | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """``a_i = g_i . (w - w*)`` at every stored draw, ``(chain, draw, input)`` float64.
+
+    The gradients are read once, whatever the number of draws; products are float32 within a block
+    of columns, and blocks are added in float64. Both factors are float16 on disk, each value within
+    2^-11 of itself, which leaves an error of some 1e-4 of a linear part's standard deviation.
+
+    Args:
+        gradients: of the same model and parameters, for the inputs of interest.
+        displacements: the journal folders of one or more runs of
+            ``sample_losses(..., displacements=True)``, or what :func:`write_coupled_displacements`
+            made. Their chains follow each other; those that diverged are left out, as in
+            :attr:`losskernel.LossTrace.losses`.
+        draws: how many of each; by default as many as the shortest run holds.
+        block: columns at once; by default what 0.25 GB holds.
+        progress: show a progress bar.
+
+    Raises:
+        TraceError: a folder holds no displacements, or those of another model or of other
+            parameters, or they are incomplete; or the folders differ in their probe.
+    """
+    folders = [displacements] if isinstance(displacements, (str, Path)) else displacements
+    if not folders:
+        raise TraceError("no displacements; give at least one journal")
+    runs = [_Run.read(Path(folder)) for folder in folders]
+    fewest = min(runs, key=lambda run: run.draws)
+    if draws is not None and not 1 <= draws <= fewest.draws:
+        raise TraceError(f"{fewest.folder}: holds {fewest.draws} draws, not the {draws} asked for")
+    draws = fewest.draws if draws is None else draws
+    for run in runs:
+        run.check(gradients)
+        if run.probe != runs[0].probe:
+            raise TraceError(
+                f"{run.folder}: displacements with {run.probe}, but {runs[0].folder} with "
+                f"{runs[0].probe}; join only draws of one probe distribution"
+            )
+    scales = [np.full(run.healthy.sum(), 1 / run.scale) for run in runs]
+    result = np.zeros((sum(len(scale) for scale in scales), draws, len(gradients)))
+    total = gradients.size
+    with bar(None, "linear part", total=total, unit="parameter", show=progress) as shown:
+        for part, rows in gradients.blocks(block=block, beside=result.shape[0] * draws):
+            chain = 0
+            for run in runs:
+                stored = run.displacements(gradients.size)  # mapped anew: see Gradients.blocks
+                columns = stored[:draws, run.healthy, part].astype(np.float32)
+                products = columns.reshape(-1, columns.shape[-1]) @ rows.T
+                chains = columns.shape[1]
+                result[chain : chain + chains] += products.reshape(draws, chains, -1).swapaxes(0, 1)
+                chain += chains
+            shown.update(part.stop - part.start)
+    return result * np.concatenate(scales)[:, None, None] * gradients.scale
+
+
+def control_variate_kernel(
+    losses: ArrayLike, linear: ArrayLike, known: ArrayLike, center: str = "pooled"
+) -> np.ndarray:
+    """The loss kernel with the sampling noise of the linear parts taken out, ``(input, input)``.
+
+    With ``l = a + r`` the covariance of the losses is ``Cov(a, a) + Cov(a, r) + Cov(r, a) +
+    Cov(r, r)``; the first term is replaced by its known value and the others are estimated. Since
+    the estimates add up as the covariances do, that is ::
+
+        K_cv = K + (known - Cov(a, a)),    K and Cov(a, a) estimated from the same draws.
+
+    Its expectation is that of the plain K, if ``known`` is the covariance of ``linear``: exactly so
+    for ``n_beta = 0`` and for coupled displacements (after burn-in: :func:`limit_kernel` is the
+    stationary law); up to the error of the empirical Fisher matrix for the displacements of the
+    chain itself at ``n_beta > 0``. It need not be positive semi-definite.
+
+    Args:
+        losses: ``(chain, draw, input)`` or ``(draw, input)``.
+        linear: linear parts at the same draws, of the same shape.
+        known: their exact covariance, ``(input, input)``.
+        center: as for :func:`losskernel.kernel.deviations`.
+
+    Raises:
+        TraceError: the shapes do not fit.
+    """
+    if np.shape(losses) != np.shape(linear):
+        raise TraceError(
+            f"linear part: shape {np.shape(linear)} is not that of the losses, {np.shape(losses)}; "
+            "take both from the same draws and inputs"
+        )
+    inputs = np.shape(losses)[-1]
+    if np.shape(known) != (inputs, inputs):
+        raise TraceError(
+            f"known covariance: shape {np.shape(known)} is not ({inputs}, {inputs}), one row an "
+            "input; take the Gram matrix from the same inputs"
+        )
+    return covariance(losses, center) + (np.asarray(known) - covariance(linear, center))
+
+
+def displacement_probe(folder: str | Path) -> Probe:
+    """The probe whose law stored displacements have, for :func:`limit_kernel`.
+
+    Args:
+        folder: a journal, or what :func:`write_coupled_displacements` made (then ``n_beta`` is 0).
+
+    Raises:
+        TraceError: there is no run in it.
+    """
+    return Probe(**_Run.read(Path(folder)).probe)
+
+
+def control_variate_null(
+    losses: ArrayLike, linear: ArrayLike, kernel: ArrayLike, seed: int = 0
+) -> np.ndarray:
+    """R of inputs that share nothing but the sampling noise of :func:`control_variate_kernel`.
+
+    The losses and linear parts of each input are rotated in time by a random shift of its own
+    (:func:`losskernel.diagnostics.shifted`), which leaves off the diagonal the noise of the
+    estimated terms alone; it is scaled by the variances of the estimate. The standard deviation off
+    the diagonal is the noise floor.
+
+    Args:
+        losses, linear: ``(chain, draw, input)``, as for :func:`control_variate_kernel`.
+        kernel: the estimate, ``(input, input)``.
+        seed: of the shifts.
+    """
+    noise = covariance(shifted(losses, seed)) - covariance(shifted(linear, seed))
+    np.fill_diagonal(noise, np.diag(kernel))
+    return normalize(noise)
+
+
+def normalize(kernel: ArrayLike) -> np.ndarray:
+    """``R``: a covariance matrix over its standard deviations, within [-1, 1].
+
+    As :func:`losskernel.kernel.correlation`, for a kernel without samples: 1 on the diagonal, 0 in
+    the rows and columns of inputs whose variance is not positive, as an estimate's may be.
+    """
+    kernel = np.asarray(kernel, np.float64)
+    variance = np.diag(kernel)
+    positive = variance > 0
+    inverse = np.where(positive, np.where(positive, variance, 1) ** -0.5, 0)
+    result = np.clip(kernel * np.outer(inverse, inverse), -1, 1)
+    np.fill_diagonal(result, positive)
+    return result
+
+
+def write_coupled_displacements(
+    journal: str | Path, folder: str | Path, progress: bool = True
+) -> None:
+    """Displacements of chains without the loss, moved by the very noise of a sampling run.
+
+    ``x <- (1 - eps gamma / 2) x + sqrt(eps) noise``, from 0, with the run's noise: what the run
+    would be at ``n_beta = 0``. Its law is known (:func:`limit_kernel` at ``n_beta = 0``), and
+    sharing the noise makes its linear parts follow the losses of the run. The noise is drawn again
+    from the run's seed, so the run need not have kept displacements. It must have run on the CPU:
+    generators of other devices draw other numbers.
+
+    Args:
+        journal: folder of the run's journal.
+        folder: where they are kept, in the form of a journal's: ``chains x parameters x 2`` bytes a
+            draw.
+        progress: show a progress bar.
+
+    Raises:
+        TraceError: the journal is missing or unreadable.
+        LossKernelError: the folder cannot be written to.
+    """
+    journal, folder = Path(journal), Path(folder)
+    if folder.resolve() == journal.resolve():
+        raise TraceError(f"{folder}: is the journal itself; choose another folder")
+    run = _Run.read(journal)
+    settings = run.settings
+    probe = Probe(**{**run.probe, "n_beta": 0})
+    chain_ids = json.loads(settings["chain_ids"])["ids"]
+    moved = torch.zeros(len(chain_ids), run.parameters)
+    noise, nothing, generator = torch.empty_like(moved), torch.zeros(1), torch.Generator()
+    (folder / _STATE).unlink(missing_ok=True)  # what is there is no longer complete
+    with atomic_path(folder / DISPLACEMENTS) as temporary, open(temporary, "wb") as file:
+        draws = bar(range(run.draws), "coupled displacements", unit="draw", show=progress)
+        done = 0
+        for draw in draws:
+            steps = settings["burn_in"] + (draw + 1) * settings["steps_per_draw"]
+            for step in range(done, steps):
+                for row, chain in enumerate(chain_ids):
+                    fill_normal(noise[row], generator, settings["seed"], chain, step)
+                moved = sgld_step(moved, nothing, nothing, noise, probe)
+            done = steps
+            file.write((moved * run.scale).half().numpy().tobytes())
+    with atomic_path(folder / "settings.json") as temporary:
+        coupled = {**settings, "probe": settings_attribute(asdict(probe))}
+        temporary.write_text(json.dumps(coupled, indent=1, sort_keys=True))
+    with atomic_path(folder / _STATE) as temporary:
+        state = {"draws": torch.tensor(run.draws), "diverged": torch.as_tensor(run.diverged)}
+        save_file(state, temporary)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a journal tells of its run."""
+
+    folder: Path
+    settings: dict
+    probe: dict
+    draws: int
+    diverged: np.ndarray  # (chain,): the draw at which it did, or -1
+    parameters: int  # 0 where the weights to continue from are not kept
+
+    @classmethod
+    def read(cls, folder: Path) -> _Run:
+        try:
+            settings = json.loads((folder / "settings.json").read_text())
+            with safe_open(folder / _STATE, "pt") as file:
+                draws, diverged = int(file.get_tensor("draws")), file.get_tensor("diverged").numpy()
+                weights = "weights" in file.keys()  # noqa: SIM118 - not a dictionary
+                parameters = file.get_slice("weights").get_shape()[1] if weights else 0
+            probe = json.loads(settings["probe"])
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise TraceError(
+                f"{folder}: not the journal of a run with complete draws; sample with "
+                "journal=<folder> or correct the path"
+            ) from error
+        return cls(folder, settings, probe, draws, diverged, parameters)
+
+    @property
+    def scale(self) -> float:
+        """What displacements are multiplied with before they are stored."""
+        return (self.probe["gamma"] or 1.0) ** 0.5
+
+    @property
+    def healthy(self) -> np.ndarray:
+        """Which chains did not diverge, ``(chain,)``."""
+        return self.diverged < 0
+
+    def check(self, gradients: Gradients) -> None:
+        """Raise a TraceError unless complete displacements that fit the gradients are stored."""
+        names = json.loads(self.settings["parameters"])["names"]
+        for key, here, there in (
+            ("weights", self.settings["weights_sha256"], gradients.weights_sha256),
+            ("parameters", _brief(names), _brief(gradients.names)),
+        ):
+            if here != there:
+                raise TraceError(
+                    f"{self.folder}: displacements of other {key} ({here}) than the gradients "
+                    f"({there} in {gradients.folder}); use the same model and parameters"
+                )
+        path = self.folder / DISPLACEMENTS
+        if not path.exists():
+            raise TraceError(
+                f"{path}: missing; sample with displacements=True, or write coupled ones"
+            )
+        shape = (self.draws, len(self.diverged), gradients.size)
+        expected, found = 2 * math.prod(shape), path.stat().st_size
+        if found < expected:
+            raise TraceError(
+                f"{path}: {found} bytes, too short for {shape[0]} draws x {shape[1]} chains x "
+                f"{shape[2]} parameters ({expected}); sample again"
+            )
+
+    def displacements(self, parameters: int) -> np.ndarray:
+        """Stored displacements, ``(draw, chain, parameter)``, mapped from the file."""
+        shape = (self.draws, len(self.diverged), parameters)
+        return np.memmap(self.folder / DISPLACEMENTS, np.float16, "r", shape=shape)
+
+
+def _brief(names: Sequence[str]) -> str:
+    """Names in a few words that differ if they do."""
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    return f"{len(names)} from '{names[0]}' on, {digest}"
