@@ -113,6 +113,7 @@ def test_a_finished_tree_has_nothing_to_do(finished):
             "separation.py",
             {
                 "arithmetic_measure",
+                "arithmetic_summarize",
                 "arithmetic_search",
                 "arithmetic_search_setup",
                 "figure_arithmetic_separation",

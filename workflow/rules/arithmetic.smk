@@ -6,7 +6,6 @@ arithmetic = config["arithmetic"]
 
 wildcard_constraints:
     seed=r"\d+",
-    sampling_seed=r"\d+",
     group="|".join(arithmetic["groups"]),
     setup="|".join(setup["name"] for setup in arithmetic["search"]["setups"]),
 
@@ -24,6 +23,7 @@ rule arithmetic_train:
         f"{RESULTS}/benchmarks/arithmetic_train/{{seed}}.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=2000,
         runtime=20,
@@ -35,21 +35,27 @@ rule arithmetic_train:
 
 
 rule arithmetic_sample:
-    """Sample the probe distribution around one network, one group of weights perturbed."""
+    """Sample around one network, one group of weights perturbed: a trace a seed, and the limit."""
     input:
         weights=rules.arithmetic_train.output.weights,
         code=code("experiments.arithmetic.sample"),
     output:
-        f"{ARITHMETIC}/traces/{{group}}-{{seed}}-{{sampling_seed}}.nc",
+        traces=expand(
+            f"{ARITHMETIC}/traces/{{{{group}}}}-{{{{seed}}}}-{{sampling_seed}}.nc",
+            sampling_seed=arithmetic["sampling_seeds"],
+        ),
+        limit=f"{ARITHMETIC}/limits/{{group}}-{{seed}}.npz",
     log:
-        f"{RESULTS}/logs/arithmetic_sample/{{group}}-{{seed}}-{{sampling_seed}}.log",
+        f"{RESULTS}/logs/arithmetic_sample/{{group}}-{{seed}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/arithmetic_sample/{{group}}-{{seed}}-{{sampling_seed}}.tsv"
+        f"{RESULTS}/benchmarks/arithmetic_sample/{{group}}-{{seed}}.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=3000,
         runtime=20,
+        gpu=gpus(arithmetic["sampling"]),
     params:
         settings=settings(
             "arithmetic",
@@ -58,50 +64,82 @@ rule arithmetic_sample:
             "probe_inputs",
             "probe",
             "sampling",
+            "sampling_seeds",
             "groups",
         ),
     shell:
         "losskernel arithmetic sample --settings {params.settings:q} --weights {input.weights} "
-        "--training-seed {wildcards.seed} --sampling-seed {wildcards.sampling_seed} "
-        "--group {wildcards.group} --output {output} 2> {log}"
+        "--training-seed {wildcards.seed} --group {wildcards.group} --output {output.traces} "
+        "--output-limit {output.limit} 2> {log}"
 
 
 rule arithmetic_measure:
-    """Separation of the tasks and convergence of every trace, and their mean and spread."""
+    """Separation of the tasks and convergence of every trace of one network."""
     input:
         traces=expand(
-            rules.arithmetic_sample.output,
+            rules.arithmetic_sample.output.traces,
             group=arithmetic["groups"],
-            seed=arithmetic["training_seeds"],
-            sampling_seed=arithmetic["sampling_seeds"],
+            allow_missing=True,
         ),
-        histories=expand(rules.arithmetic_train.output.history, seed=arithmetic["training_seeds"]),
+        limits=expand(
+            rules.arithmetic_sample.output.limit,
+            group=arithmetic["groups"],
+            allow_missing=True,
+        ),
+        history=rules.arithmetic_train.output.history,
         code=code("experiments.arithmetic.measure"),
     output:
-        rows=f"{ARITHMETIC}/separation.csv",
-        summary=f"{ARITHMETIC}/summary.csv",
+        f"{ARITHMETIC}/separation/{{seed}}.csv",
     log:
-        f"{RESULTS}/logs/arithmetic_measure.log",
+        f"{RESULTS}/logs/arithmetic_measure/{{seed}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/arithmetic_measure.tsv"
+        f"{RESULTS}/benchmarks/arithmetic_measure/{{seed}}.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=2000,
         runtime=20,
     shell:
-        "losskernel arithmetic measure --traces {input.traces} --histories {input.histories} "
-        "--output {output.rows} --output-summary {output.summary} 2> {log}"
+        "losskernel arithmetic measure --traces {input.traces} --limits {input.limits} "
+        "--history {input.history} --output {output} 2> {log}"
+
+
+rule arithmetic_summarize:
+    """The measurements of all networks, and their mean and spread."""
+    input:
+        rows=expand(rules.arithmetic_measure.output, seed=arithmetic["training_seeds"]),
+        code=code("experiments.arithmetic.summarize"),
+    output:
+        rows=f"{ARITHMETIC}/separation.csv",
+        summary=f"{ARITHMETIC}/summary.csv",
+    log:
+        f"{RESULTS}/logs/arithmetic_summarize.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/arithmetic_summarize.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    shell:
+        "losskernel arithmetic summarize --rows {input.rows} --output {output.rows} "
+        "--output-summary {output.summary} 2> {log}"
 
 
 rule arithmetic_kernel:
-    """Kernel and embedding of the first seed, for the figure."""
+    """Kernel and embedding of the first network, for the figure."""
     input:
         trace=expand(
-            rules.arithmetic_sample.output,
+            rules.arithmetic_sample.output.traces[0],
             group=arithmetic["figure_group"],
             seed=arithmetic["training_seeds"][0],
-            sampling_seed=arithmetic["sampling_seeds"][0],
+        ),
+        limit=expand(
+            rules.arithmetic_sample.output.limit,
+            group=arithmetic["figure_group"],
+            seed=arithmetic["training_seeds"][0],
         ),
         code=code("experiments.arithmetic.kernel"),
     output:
@@ -112,21 +150,22 @@ rule arithmetic_kernel:
         f"{RESULTS}/benchmarks/arithmetic_kernel.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=2000,
         runtime=10,
     params:
         settings=settings("arithmetic", "neighbors", seed=config["seed"]),
     shell:
-        "losskernel arithmetic kernel --trace {input.trace} --settings {params.settings:q} "
-        "--output {output} 2> {log}"
+        "losskernel arithmetic kernel --trace {input.trace} --limit {input.limit} "
+        "--settings {params.settings:q} --output {output} 2> {log}"
 
 
 rule figure_arithmetic_separation:
     """Figure 3 of the paper: kernel matrix, embedding, distributions, AUC."""
     input:
         kernel=rules.arithmetic_kernel.output,
-        summary=rules.arithmetic_measure.output.summary,
+        summary=rules.arithmetic_summarize.output.summary,
         reported="config/reported.csv",
         code=code("figures.arithmetic.separation"),
     output:
@@ -138,6 +177,7 @@ rule figure_arithmetic_separation:
         f"{RESULTS}/benchmarks/figure_arithmetic_separation.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=1000,
         runtime=5,
@@ -159,9 +199,11 @@ rule arithmetic_search_setup:
         f"{RESULTS}/benchmarks/arithmetic_search/{{setup}}.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=2000,
         runtime=120,
+        gpu=gpus(arithmetic["search"]["sampling"]),
     params:
         settings=settings(
             "arithmetic",
@@ -170,6 +212,7 @@ rule arithmetic_search_setup:
             "train_share",
             "probe_inputs",
             probes=arithmetic["search"]["probes"],
+            groups=arithmetic["search"]["groups"],
             sampling=arithmetic["search"]["sampling"],
         ),
         seed=arithmetic["search"]["seed"],
@@ -197,6 +240,7 @@ rule arithmetic_search:
         f"{RESULTS}/benchmarks/arithmetic_search.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=1000,
         runtime=5,
@@ -222,6 +266,7 @@ rule figure_arithmetic_search:
         f"{RESULTS}/benchmarks/figure_arithmetic_search.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=1000,
         runtime=5,

@@ -32,6 +32,11 @@ def settings(section, *keys, **extra):
     return json.dumps({**chosen, **extra}, sort_keys=True)
 
 
+def gpus(sampling):
+    """GPUs that a job with these sampling settings asks for: one if it samples on CUDA."""
+    return int(sampling.get("device", "cpu").startswith("cuda"))
+
+
 def figures(*names):
     """PDF and PNG of figures."""
     return [f"{FIGURES}/{name}.{kind}" for name in names for kind in ("pdf", "png")]

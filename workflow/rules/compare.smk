@@ -5,8 +5,8 @@ rule compare:
     """One row for every number and claim of the paper: `snakemake compare`."""
     input:
         reported="config/reported.csv",
-        arithmetic=rules.arithmetic_measure.output.summary,
-        arithmetic_rows=rules.arithmetic_measure.output.rows,
+        arithmetic=rules.arithmetic_summarize.output.summary,
+        arithmetic_rows=rules.arithmetic_summarize.output.rows,
         imagenet=rules.imagenet_analyze.output.arrays,
         lift=rules.imagenet_analyze.output.lift,
         code=code("experiments.compare.table"),
@@ -18,6 +18,7 @@ rule compare:
         f"{RESULTS}/benchmarks/compare.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=1000,
         runtime=5,

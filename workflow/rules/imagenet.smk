@@ -10,6 +10,11 @@ IMAGES = imagenet["image_folder"]
 # What is computed from images, or its tracked copy.
 INTERMEDIATE = f"{REFERENCE}/imagenet" if IMAGES is None else IMAGENET
 CHAINS = range(imagenet["sampling"]["chains"])
+# MB of a job that runs the model on the images: they are decoded into memory as float32 and held three
+# times for a moment (loaded, stacked, reordered). Where the config leaves their number or size open,
+# room for 1.3 GB of them: 2,000 images of 224 px. A profile's set-resources can ask for more.
+DECODED = 12 * (imagenet["max_inputs"] or 0) * (imagenet["image_size"] or 0) ** 2 // 10**6
+MODEL_MEMORY = 4000 + 3 * max(1300, DECODED)
 LOADING = ("model", "weights", "image_size", "per_class", "max_inputs", "skip_unreadable")
 
 if IMAGES == "generated":
@@ -28,6 +33,7 @@ if IMAGES == "generated":
             f"{RESULTS}/benchmarks/imagenet_generate.tsv"
         conda:
             ENVIRONMENT
+        threads: 1
         resources:
             mem_mb=1000,
             runtime=5,
@@ -53,8 +59,9 @@ rule imagenet_sample:
         ENVIRONMENT
     threads: imagenet["threads"]
     resources:
-        mem_mb=8000,
+        mem_mb=MODEL_MEMORY,
         runtime=1440,
+        gpu=gpus(imagenet["sampling"]),
     params:
         settings=settings(
             "imagenet",
@@ -70,10 +77,59 @@ rule imagenet_sample:
         "--journal {params.journal} --output {output} 2> {log}"
 
 
+if imagenet["limit"]:
+
+    rule imagenet_gradients:
+        """Loss gradient of every image, for the exact limit and the control variate; resumable."""
+        input:
+            images=IMAGES or [],
+            code=code("experiments.imagenet.gradients"),
+        output:
+            temp(directory(f"{IMAGENET}/gradients")),
+        log:
+            f"{RESULTS}/logs/imagenet_gradients.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/imagenet_gradients.tsv"
+        conda:
+            ENVIRONMENT
+        threads: imagenet["threads"]
+        resources:
+            mem_mb=MODEL_MEMORY,
+            runtime=240,
+        params:
+            settings=settings(
+                "imagenet", *LOADING, "sampling", image_folder=IMAGES, seed=config["seed"]
+            ),
+        shell:
+            "losskernel imagenet gradients --settings {params.settings:q} --output {output} "
+            "2> {log}"
+
+    rule imagenet_limit:
+        """Gram matrix of the gradients: the kernel in the limit of high localization."""
+        input:
+            gradients=rules.imagenet_gradients.output,
+            code=code("experiments.limit.gram"),
+        output:
+            f"{IMAGENET}/limit.npz",
+        log:
+            f"{RESULTS}/logs/imagenet_limit.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/imagenet_limit.tsv"
+        conda:
+            ENVIRONMENT
+        threads: imagenet["threads"]
+        resources:
+            mem_mb=3000,
+            runtime=120,
+        shell:
+            "losskernel limit gram --gradients {input.gradients} --output {output} 2> {log}"
+
+
 rule imagenet_join:
-    """All chains in one trace."""
+    """All chains in one trace, with the linear part of every loss where gradients are known."""
     input:
         traces=expand(rules.imagenet_sample.output, chain=CHAINS),
+        gradients=rules.imagenet_gradients.output if imagenet["limit"] else [],
         code=code("experiments.imagenet.join"),
     output:
         f"{IMAGENET}/trace.nc",
@@ -83,11 +139,18 @@ rule imagenet_join:
         f"{RESULTS}/benchmarks/imagenet_join.tsv"
     conda:
         ENVIRONMENT
+    threads: imagenet["threads"]
     resources:
-        mem_mb=4000,
-        runtime=10,
+        mem_mb=5000,
+        runtime=240,
+    params:
+        journals=expand(rules.imagenet_sample.params.journal, chain=CHAINS),
+        gradients=lambda wildcards, input: (
+            f"--gradients {input.gradients}" if imagenet["limit"] else ""
+        ),
     shell:
-        "losskernel imagenet join --traces {input.traces} --output {output} 2> {log}"
+        "losskernel imagenet join --traces {input.traces} --journals {params.journals} "
+        "{params.gradients} --output {output} 2> {log}"
 
 
 rule imagenet_features:
@@ -105,7 +168,7 @@ rule imagenet_features:
         ENVIRONMENT
     threads: imagenet["threads"]
     resources:
-        mem_mb=8000,
+        mem_mb=MODEL_MEMORY,
         runtime=60,
     params:
         settings=settings("imagenet", *LOADING, image_folder=IMAGES, seed=config["seed"]),
@@ -128,7 +191,7 @@ rule imagenet_evaluate:
         ENVIRONMENT
     threads: imagenet["threads"]
     resources:
-        mem_mb=8000,
+        mem_mb=MODEL_MEMORY,
         runtime=60,
     params:
         settings=settings("imagenet", *LOADING, image_folder=IMAGES, seed=config["seed"]),
@@ -148,6 +211,7 @@ rule imagenet_hierarchy:
         f"{RESULTS}/benchmarks/imagenet_hierarchy.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=1000,
         runtime=5,
@@ -160,6 +224,7 @@ rule imagenet_analyze:
     input:
         trace=f"{INTERMEDIATE}/trace.nc",
         features=f"{INTERMEDIATE}/features.npz",
+        limit=f"{INTERMEDIATE}/limit.npz" if imagenet["limit"] else [],
         hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
         code=code("experiments.imagenet.analyze"),
     output:
@@ -178,10 +243,11 @@ rule imagenet_analyze:
         runtime=30,
     params:
         settings=json.dumps({**imagenet["analysis"], "seed": config["seed"]}, sort_keys=True),
+        limit=lambda wildcards, input: f"--limit {input.limit}" if imagenet["limit"] else "",
     shell:
         "losskernel imagenet analyze --trace {input.trace} --features {input.features} "
-        "--hierarchy {input.hierarchy} --settings {params.settings:q} --output {output.arrays} "
-        "--output-lift {output.lift} --output-convergence {output.convergence} 2> {log}"
+        "{params.limit} --hierarchy {input.hierarchy} --settings {params.settings:q} "
+        "--output {output.arrays} --output-lift {output.lift} --output-convergence {output.convergence} 2> {log}"
 
 
 rule figure_imagenet_map:
@@ -198,6 +264,7 @@ rule figure_imagenet_map:
         f"{RESULTS}/benchmarks/figure_imagenet_map.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=2000,
         runtime=5,
@@ -221,6 +288,7 @@ rule figure_imagenet_thumbnails:
         f"{RESULTS}/benchmarks/figure_imagenet_thumbnails.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=2000,
         runtime=10,
@@ -243,6 +311,7 @@ rule figure_imagenet_matrix:
         f"{RESULTS}/benchmarks/figure_imagenet_matrix.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=2000,
         runtime=5,
@@ -265,6 +334,7 @@ rule figure_imagenet_lift:
         f"{RESULTS}/benchmarks/figure_imagenet_lift.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=1000,
         runtime=5,
@@ -288,6 +358,7 @@ rule figure_imagenet_convergence:
         f"{RESULTS}/benchmarks/figure_imagenet_convergence.tsv"
     conda:
         ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=1000,
         runtime=5,
