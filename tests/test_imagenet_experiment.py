@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from losskernel.experiments import imagenet
-from losskernel.kernel import correlation
+from losskernel.errors import TraceError
+from losskernel.experiments import imagenet, limit
+from losskernel.kernel import correlation, covariance
+from losskernel.linear_response import normalize
 from losskernel.trace import LossTrace
 
 HIERARCHY = Path(__file__).parents[1] / "results/reference/imagenet/hierarchy.json"
@@ -42,9 +44,12 @@ def run(tmp_path_factory):
     )
     settings = SETTINGS | {"image_folder": str(folder / "images")}
     chains = [folder / f"{chain}.nc" for chain in range(2)]
+    journals = [folder / f"journal-{chain}" for chain in range(2)]
     for chain, path in enumerate(chains):
-        imagenet.sample(settings, chain, folder / f"journal-{chain}", path)
-    imagenet.join(chains, folder / "trace.nc")
+        imagenet.sample(settings, chain, journals[chain], path)
+    imagenet.gradients(settings, folder / "gradients")
+    limit.gram(folder / "gradients", folder / "limit.npz")
+    imagenet.join(chains, journals, folder / "trace.nc", folder / "gradients")
     imagenet.features(settings, folder / "features.npz")
     imagenet.evaluate(settings, folder / "accuracy.json")
     imagenet.analyze(
@@ -55,6 +60,7 @@ def run(tmp_path_factory):
         folder / "analysis.npz",
         folder / "lift.csv",
         folder / "convergence.csv",
+        folder / "limit.npz",
     )
     return folder
 
@@ -70,6 +76,37 @@ def arrays(run):
         return dict(stored)
 
 
+@pytest.fixture(scope="module")
+def estimate(run, trace):
+    """R as the analysis estimates it: with the control variate."""
+    return imagenet._draws(trace, run / "limit.npz").r
+
+
+def test_the_estimate_is_that_of_the_draws_plus_what_is_known_of_the_linear_part(run, trace):
+    draws = imagenet._draws(trace, run / "limit.npz")
+    linear = trace.dataset["linear"].values
+    expected = covariance(trace.losses) - covariance(linear) + draws.known
+    np.testing.assert_allclose(draws.r, normalize(expected), rtol=0, atol=1e-6)
+    # At this localization the losses are nearly linear, which the linear part must follow.
+    flat = [values.reshape(-1, values.shape[-1]) for values in (trace.losses, linear)]
+    followed = [np.corrcoef(a, b)[0, 1] for a, b in zip(*(v.T for v in flat), strict=True)]
+    assert np.median(followed) > 0.9
+
+
+def test_a_limit_of_other_images_is_refused(run, trace, tmp_path):
+    with np.load(run / "limit.npz") as stored:
+        changed = {**stored, "inputs_sha256": "0" * 16}
+    np.savez(tmp_path / "other.npz", **changed)
+    with pytest.raises(TraceError, match="inputs_sha256"):
+        imagenet._draws(trace, tmp_path / "other.npz")
+
+
+def test_without_gradients_the_kernel_is_that_of_the_draws_alone(run, trace):
+    np.testing.assert_allclose(
+        imagenet._draws(trace, None).r, correlation(trace.losses), rtol=0, atol=1e-12
+    )
+
+
 def test_chains_are_joined_with_the_labels_of_their_images(trace):
     assert trace.losses.shape == (2, 16, CLASSES * PER_CLASS)
     assert not np.array_equal(trace.losses[0], trace.losses[1])
@@ -81,15 +118,14 @@ def test_chains_are_joined_with_the_labels_of_their_images(trace):
 def test_chains_of_different_length_are_cut_to_the_shortest(run, tmp_path):
     long, short = (LossTrace.load(run / f"{chain}.nc") for chain in range(2))
     LossTrace(short.dataset.isel(draw=slice(10))).save(tmp_path / "short.nc")
-    imagenet.join([run / "0.nc", tmp_path / "short.nc"], tmp_path / "joined.nc")
+    imagenet.join([run / "0.nc", tmp_path / "short.nc"], [], tmp_path / "joined.nc")
     joined = LossTrace.load(tmp_path / "joined.nc").losses
     np.testing.assert_array_equal(joined[0], long.losses[0, :10])
     np.testing.assert_array_equal(joined[1], short.losses[0, :10])
 
 
-def test_no_neighbor_has_the_label_of_its_input(trace, arrays):
-    labels = trace.coordinate("label")
-    r = correlation(trace.losses)
+def test_no_neighbor_has_the_label_of_its_input(trace, arrays, estimate):
+    labels, r = trace.coordinate("label"), estimate.copy()
     np.fill_diagonal(r, -np.inf)
     # Without removal they would be there: images of a class share a color and move together.
     assert (labels[r.argmax(axis=1)] == labels).mean() > 0.5
@@ -97,9 +133,8 @@ def test_no_neighbor_has_the_label_of_its_input(trace, arrays):
     assert not (labels[arrays["neighbors"]] == labels[:, None]).any()
 
 
-def test_what_remains_are_the_nearest_of_the_other_labels(trace, arrays):
-    labels = trace.coordinate("label")
-    r = correlation(trace.losses)
+def test_what_remains_are_the_nearest_of_the_other_labels(trace, arrays, estimate):
+    labels, r = trace.coordinate("label"), estimate
     for i, found in enumerate(arrays["neighbors"]):
         others = np.flatnonzero(labels != labels[i])
         expected = np.sort(r[i, others])[::-1][:K]
@@ -111,6 +146,8 @@ def test_lift_holds_kernel_nulls_and_baseline(run):
     kernels = set(table.loc[table.statistic == "value", "kernel"])
     assert kernels == {
         "loss kernel",
+        "loss kernel, draws alone",
+        "exact limit",
         "penultimate features",
         "time-shifted null",
         "label-shuffled null",

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from losskernel.errors import LossKernelError
 
-EXPERIMENTS = ("arithmetic", "imagenet", "compare", "trace")
+EXPERIMENTS = ("arithmetic", "imagenet", "limit", "compare", "trace")
 FIGURES = ("arithmetic", "imagenet")
 log = logging.getLogger("losskernel")
 

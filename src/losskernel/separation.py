@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -39,9 +41,10 @@ def pair_auc(scores: ArrayLike, groups: ArrayLike) -> float:
 def pair_blocks(values: ArrayLike, groups: ArrayLike) -> dict[tuple, np.ndarray]:
     """Off-diagonal entries of a symmetric matrix by unordered pair of groups, each pair once."""
     values, groups = np.asarray(values), np.asarray(groups)
-    rows, columns = np.triu_indices(len(groups), 1)
-    kinds = np.sort(np.stack([groups[rows], groups[columns]], 1), axis=1)
-    return {
-        tuple(kind): values[rows, columns][(kinds == kind).all(1)]
-        for kind in np.unique(kinds, axis=0)
-    }
+    members = {kind: np.flatnonzero(groups == kind) for kind in np.unique(groups)}
+    blocks = {}
+    for first, second in itertools.combinations_with_replacement(members, 2):
+        block = values[np.ix_(members[first], members[second])]
+        once = np.triu_indices(len(block), 1) if first == second else ...
+        blocks[first, second] = block[once].ravel()
+    return {kinds: block for kinds, block in blocks.items() if block.size}

@@ -1,12 +1,17 @@
 """Experiment 1: does the kernel separate addition from division in one network?
 
-Section 4.1 of the paper. Each function is one rule of ``workflow/rules/arithmetic.smk``; a trained
-network, a trace and a row of measurements a seed, then tables over seeds.
+Section 4.1 of the paper. Each function is one rule of ``workflow/rules/arithmetic.smk``: a trained
+network, traces and the exact high-gamma limit, a row of measurements a trace, then tables over
+seeds.
+
+Traces carry the linear part of every loss (:mod:`losskernel.linear_response`), so that the kernel
+is estimated with its control variate; the plain estimate and the limit stand beside it.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,12 +28,22 @@ from losskernel.data.arithmetic import (
     probe_subset,
     train_test_split,
 )
-from losskernel.diagnostics import convergence, noise_floor, split_half_cka
+from losskernel.diagnostics import cka, convergence, noise_floor, split_half_cka
 from losskernel.errors import LossKernelError
 from losskernel.files import atomic_path
 from losskernel.geometry import kernel_distances, nearest_neighbors, umap_embedding
-from losskernel.kernel import correlation, covariance
+from losskernel.kernel import covariance
+from losskernel.linear_response import (
+    control_variate_kernel,
+    control_variate_null,
+    gram,
+    limit_kernel,
+    linear_part,
+    normalize,
+    write_coupled_displacements,
+)
 from losskernel.models.transformer import ArithmeticTransformer
+from losskernel.per_sample_gradients import Gradients, per_sample_gradients
 from losskernel.probe import Probe
 from losskernel.progress import bar
 from losskernel.sampling import sample_losses
@@ -72,12 +87,13 @@ def train(settings: dict, seed: int, output: Path, output_log: Path) -> None:
     kept, held_out = _tables(network, settings["train_share"], seed)
     model = _model(network, seed)
     history = train_classifier(model, kept.inputs, kept.targets, TrainingSettings(**training), seed)
-    result = {"seed": seed, "step": history.step, "loss": history.loss}
+    result = {"seed": seed, "step": history.step, "loss": history.loss, "accuracy": {}}
     for name, table in (("train", kept), ("test", held_out)):
         for task_name, task in (("addition", ADDITION), ("division", DIVISION)):
             of_task = table.task == task
             _, accuracy = evaluate(model, table.inputs[of_task], table.targets[of_task])
-            result[f"{name}_accuracy_{task_name}"] = None if np.isnan(accuracy) else accuracy
+            if not np.isnan(accuracy):
+                result["accuracy"][f"{name}_accuracy_{task_name}"] = accuracy
             if name == "train" and accuracy < 1:
                 raise LossKernelError(
                     f"arithmetic seed {seed}: training accuracy on {task_name} is {accuracy:.4f}, "
@@ -93,56 +109,114 @@ def sample(
     settings: dict,
     weights: Path,
     training_seed: int,
-    sampling_seed: int,
     group: str,
-    output: Path,
+    output: list[Path],
+    output_limit: Path,
 ) -> None:
-    """Sample the probe distribution around one trained network, into a loss trace.
+    """Sample the probe distribution around one trained network, a loss trace a sampling seed.
 
     A group names the parameters that are perturbed and may have a probe of its own. Gradients come
-    from the network's training pairs; the probe inputs are drawn from both tasks.
+    from the network's training pairs; the probe inputs are drawn from both tasks. ``output_limit``
+    holds the Gram matrix of the probe inputs' loss gradients, which is the kernel's high-gamma
+    limit up to a factor.
     """
     network, chosen = settings["network"], settings["groups"][group]
     model = _model(network)
     model.load_state_dict(load_file(weights))
     kept, _ = _tables(network, settings["train_share"], training_seed)
     inputs = probe_subset(kept, settings["probe_inputs"], training_seed)
+    probe = Probe(**chosen.get("probe", settings["probe"]))
+    with tempfile.TemporaryDirectory(dir=output_limit.parent) as scratch:
+        gradients = per_sample_gradients(
+            model,
+            (inputs.inputs, inputs.targets),
+            Path(scratch) / "gradients",
+            parameters=chosen["parameters"],
+        )
+        for seed, path in zip(settings["sampling_seeds"], output, strict=True):
+            trace = _sample_with_linear_part(
+                model, kept, inputs, probe, settings["sampling"], gradients, seed, Path(scratch)
+            )
+            trace.dataset.attrs |= {
+                "training_seed": training_seed,
+                "sampling_seed": seed,
+                "group": group,
+                "network": json.dumps(network),
+            }
+            trace.save(path)
+        with atomic_path(output_limit) as temporary:
+            np.savez(temporary, gram=gram(gradients), group=group)
+
+
+def _sample_with_linear_part(
+    model: ArithmeticTransformer,
+    kept: ArithmeticTable,
+    inputs: ArithmeticTable,
+    probe: Probe,
+    sampling: dict,
+    gradients: Gradients,
+    seed: int,
+    scratch: Path,
+) -> LossTrace:
+    journal, coupled = scratch / f"journal-{seed}", scratch / f"coupled-{seed}"
     trace = sample_losses(
         model,
         (kept.inputs, kept.targets),
-        Probe(**chosen.get("probe", settings["probe"])),
+        probe,
         probe_data=(inputs.inputs, inputs.targets),
-        parameters=chosen["parameters"],
-        seed=sampling_seed,
+        parameters=gradients.names,
+        seed=seed,
+        journal=journal,
         input_coords={name: getattr(inputs, name).numpy() for name in ("task", "a", "b")},
-        **settings["sampling"],
+        **sampling,
     )
-    trace.dataset.attrs |= {
-        "training_seed": training_seed,
-        "sampling_seed": sampling_seed,
-        "group": group,
-        "network": json.dumps(network),
-    }
-    trace.save(output)
+    write_coupled_displacements(journal, coupled)
+    linear = np.full(trace.dataset["loss"].shape, np.nan, np.float32)
+    linear[~trace.diverged] = linear_part(gradients, coupled)
+    return LossTrace(trace.dataset.assign(linear=(trace.dataset["loss"].dims, linear)))
 
 
-def _measurements(trace: LossTrace) -> dict:
+def _estimate(trace: LossTrace, limit: np.ndarray) -> tuple[np.ndarray, float]:
+    """K with its control variate, and the noise floor of its normalized form."""
+    probe = json.loads(trace.attributes["probe"])
+    known = limit_kernel(limit, Probe(**{**probe, "n_beta": 0}))
+    linear = trace.dataset["linear"].values[~trace.diverged]
+    kernel = control_variate_kernel(trace.losses, linear, known)
+    null = control_variate_null(trace.losses, linear, kernel, seed=0)
+    return kernel, null[~np.eye(len(null), dtype=bool)].std()
+
+
+def _aucs(k: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    r = normalize(k)
+    return {name: pair_auc(score(k, r), groups) for name, score in SCORES.items()}
+
+
+def _measurements(trace: LossTrace, limit: np.ndarray) -> dict:
     losses, task = trace.losses, trace.coordinate("task")
-    k, r = covariance(losses), correlation(losses)
     draws = losses.shape[1]
+    estimate, floor = _estimate(trace, limit)
     checks = convergence(losses[:, :, ::10])  # a tenth of the inputs tells, at a tenth of the time
-    row = {f"auc_{name}": pair_auc(score(k, r), task) for name, score in SCORES.items()}
+    row = {}
+    for prefix, k in (("", estimate), ("plain_", covariance(losses)), ("limit_", limit)):
+        r = normalize(k)
+        row |= {
+            f"{prefix}auc_{name}": pair_auc(score(k, r), task) for name, score in SCORES.items()
+        }
+        for symbol, matrix in (("R", r), ("K", k)):
+            blocks = pair_blocks(matrix, task)
+            for pair, kinds in PAIRS.items():
+                row[f"{prefix}{symbol}_mean_{pair}"] = blocks[kinds].mean()
+                row[f"{prefix}{symbol}_sd_{pair}"] = blocks[kinds].std()
     # The null: the same scores under a random split of the inputs into two groups of equal size.
-    shuffled = np.random.default_rng(0).permutation(task)
-    row |= {f"null_{name}": pair_auc(score(k, r), shuffled) for name, score in SCORES.items()}
-    for symbol, matrix in (("R", r), ("K", k)):
-        blocks = pair_blocks(matrix, task)
-        for pair, kinds in PAIRS.items():
-            row[f"{symbol}_mean_{pair}"] = blocks[kinds].mean()
-            row[f"{symbol}_sd_{pair}"] = blocks[kinds].std()
+    shuffled, r = np.random.default_rng(0).permutation(task), normalize(estimate)
+    row |= {
+        f"null_{name}": pair_auc(score(estimate, r), shuffled) for name, score in SCORES.items()
+    }
     return row | {
-        "noise_floor": noise_floor(losses),
+        "noise_floor": floor,
+        "plain_noise_floor": noise_floor(losses),
         "split_half_cka": split_half_cka(losses, [draws // 2])[0],
+        "cka_to_limit": cka(normalize(estimate), normalize(limit)),
         "initial_loss": trace.initial_loss.mean(),
         "mean_loss": losses.mean(),
         "drift": checks.drift,
@@ -157,21 +231,34 @@ def _measurements(trace: LossTrace) -> dict:
     }
 
 
-def measure(traces: list[Path], histories: list[Path], output: Path, output_summary: Path) -> None:
-    """Separation, R by pair of tasks and convergence of every trace; mean and spread over seeds.
+def measure(traces: list[Path], limits: list[Path], history: Path, output: Path) -> None:
+    """Separation, R by pair of tasks and convergence of one network's traces, a row each.
+
+    Columns without a prefix are of the kernel estimated with the control variate, ``plain_`` of
+    the covariance of the draws alone, ``limit_`` of the exact limit of high localization.
+    """
+    by_group = {}
+    for path in limits:
+        with np.load(path) as stored:
+            by_group[str(stored["group"])] = stored["gram"]
+    trained = json.loads(history.read_text())
+    rows = []
+    for path in bar(traces, "traces", unit="trace"):
+        trace = LossTrace.load(path)
+        key = {name: trace.attributes[name] for name in KEY}
+        rows.append(key | _measurements(trace, by_group[key["group"]]) | trained["accuracy"])
+    with atomic_path(output) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def summarize(rows: list[Path], output: Path, output_summary: Path) -> None:
+    """All measurements in one table, and their mean and spread over seeds in another.
 
     The spread ``sd`` is the standard deviation over training seeds of the mean over sampling seeds:
     the sampling seeds of one network are not independent replications of training. ``sd_sampling``
     is the standard deviation over sampling seeds within a network.
     """
-    rows = []
-    for path in bar(traces, "traces", unit="trace"):
-        trace = LossTrace.load(path)
-        key = {name: trace.attributes[name] for name in KEY}
-        rows.append(key | _measurements(trace))
-    history = pd.DataFrame([json.loads(path.read_text()) for path in histories])
-    accuracies = history.drop(columns=["step", "loss"]).rename(columns={"seed": "training_seed"})
-    table = pd.DataFrame(rows).merge(accuracies, on="training_seed", validate="many_to_one")
+    table = pd.concat([pd.read_csv(path) for path in rows], ignore_index=True)
     values = [name for name in table if name not in KEY]
     by_network = table.groupby(["group", "training_seed"], sort=False)[values]
     means, spreads = by_network.mean(), by_network.std(ddof=1)
@@ -189,18 +276,22 @@ def measure(traces: list[Path], histories: list[Path], output: Path, output_summ
             frame.to_csv(temporary, index=index)
 
 
-def kernel(trace: Path, settings: dict, output: Path) -> None:
-    """What figure 3 shows of one trace: K and R ordered by task, and the embedding."""
+def kernel(trace: Path, limit: Path, settings: dict, output: Path) -> None:
+    """What figure 3 shows of one trace: K and R ordered by task, and the embedding.
+
+    The embedding's distances are those of |R|: pairs of one task covary with both signs.
+    """
     loaded = LossTrace.load(trace)
-    losses = loaded.losses
-    r = correlation(losses)
+    with np.load(limit) as stored:
+        k, floor = _estimate(loaded, stored["gram"])
+    r = normalize(k)
     order = np.lexsort([loaded.coordinate(name) for name in ("b", "a", "task")])
-    graph = nearest_neighbors(kernel_distances(r), settings["neighbors"])
+    graph = nearest_neighbors(kernel_distances(np.abs(r)), settings["neighbors"])
     arrays = {
-        "K": covariance(losses)[np.ix_(order, order)].astype(np.float32),
+        "K": k[np.ix_(order, order)].astype(np.float32),
         "R": r[np.ix_(order, order)].astype(np.float32),
         "embedding": umap_embedding(*graph, seed=settings["seed"])[order],
-        "noise_floor": noise_floor(losses),
+        "noise_floor": floor,
     }
     arrays |= {name: loaded.coordinate(name)[order] for name in ("task", "a", "b")}
     with atomic_path(output) as temporary:
@@ -215,30 +306,39 @@ def search(settings: dict, setup: dict, seed: int, output: Path) -> None:
     }
     settings = settings | changes
     network = settings["network"]
-    kept, _ = _tables(network, settings["train_share"], seed)
+    kept, held_out = _tables(network, settings["train_share"], seed)
     model = _model(network, seed)
     history = train_classifier(
         model, kept.inputs, kept.targets, TrainingSettings(**settings["training"]), seed
     )
+    _, test_accuracy = evaluate(model, held_out.inputs, held_out.targets)
     inputs = probe_subset(kept, settings["probe_inputs"], seed)
     rows = []
-    for probe in (Probe(**values) for values in settings["probes"]):
-        row = {"setup": setup["name"], "training_seed": seed, **asdict(probe)}
-        row |= {"train_accuracy": history.accuracy[-1], "steps": history.step[-1]}
-        try:
-            trace = sample_losses(
-                model,
-                (kept.inputs, kept.targets),
-                probe,
-                probe_data=(inputs.inputs, inputs.targets),
-                seed=seed,
-                input_coords={"task": inputs.task.numpy()},
-                **settings["sampling"],
+    for group, parameters in settings["groups"].items():
+        with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+            gradients = per_sample_gradients(
+                model, (inputs.inputs, inputs.targets), scratch, parameters=parameters
             )
-            row |= _measurements(trace)
-        except LossKernelError as error:  # a regime without a kernel is a result of the search
-            row["failed"] = str(error)
-        rows.append(row)
+            limit = gram(gradients)
+            for number, probe in enumerate(Probe(**values) for values in settings["probes"]):
+                row = {"setup": setup["name"], "group": group, "training_seed": seed}
+                row |= asdict(probe) | {"steps": history.step[-1]}
+                row |= {"train_accuracy": history.accuracy[-1], "test_accuracy": test_accuracy}
+                try:
+                    trace = _sample_with_linear_part(
+                        model,
+                        kept,
+                        inputs,
+                        probe,
+                        settings["sampling"],
+                        gradients,
+                        seed,
+                        Path(scratch) / str(number),
+                    )
+                    row |= _measurements(trace, limit)
+                except LossKernelError as error:  # a regime without a kernel is a result too
+                    row["failed"] = str(error)
+                rows.append(row)
     with atomic_path(output) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
 

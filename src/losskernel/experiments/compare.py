@@ -40,12 +40,21 @@ def _arithmetic(summary: Path, rows: Path, settings: dict, reported_auc: float) 
         f"n_beta={probe['n_beta']:g}, gamma={probe['gamma']:g}, eps={probe['step_size']:g}; "
         f"p={network['prime']}, {tokens} operand tokens, {classes} answer classes, "
         f"{int(mean['inputs'])} inputs, weights perturbed: {group}; "
-        f"{networks} training x {len(settings['sampling_seeds'])} sampling seeds; "
-        "spread: sd over networks"
+        f"{networks} training x {len(settings['sampling_seeds'])} sampling seeds of "
+        f"{int(mean['chains'])} chains x {int(mean['draws'])} draws, linear part as control "
+        "variate; spread: sd over networks"
     )
     auc, auc_sd = mean[f"auc_{score}"], sd[f"auc_{score}"]
     others = ", ".join(f"{name} {mean[f'auc_{name}']:.3f}" for name in SCORES if name != score)
-    verdict = f"{'reached' if auc >= reported_auc else 'not reached'} by {score} ({others})"
+    verdict = (
+        f"{'reached' if auc >= reported_auc else 'not reached'} by {score} of the weights {group} "
+        f"({others}); {score} without control variate {mean[f'plain_auc_{score}']:.3f}, in the "
+        f"exact high-gamma limit {mean[f'limit_auc_{score}']:.3f}"
+    )
+    if group != "all" and ("mean", "all") in table.index:
+        whole = table.loc[("mean", "all")]
+        scores = ", ".join(f"{name} {whole[f'auc_{name}']:.3f}" for name in SCORES)
+        verdict += f"; all weights perturbed: {scores}"
     within = (mean["R_sd_addition"] + mean["R_sd_division"]) / 2 / mean["R_sd_across"]
     seeds = pd.read_csv(rows)
     seeds = seeds[seeds["group"] == group].groupby("training_seed").mean(numeric_only=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +20,22 @@ from PIL import Image
 from torch import Tensor
 
 from losskernel.data.images import WnidImages, imagenet_wnids, load_images
-from losskernel.diagnostics import (
-    cka_curve,
-    convergence,
-    effective_rank,
-    noise_floor,
-    shifted,
-    split_half_cka,
-)
-from losskernel.errors import ConfigError
+from losskernel.diagnostics import cka, convergence, effective_rank, shifted
+from losskernel.errors import ConfigError, TraceError
 from losskernel.files import atomic_path
 from losskernel.geometry import kernel_distances, nearest_neighbors, umap_embedding
 from losskernel.inputs import fingerprint
-from losskernel.kernel import correlation, self_covariance
+from losskernel.kernel import correlation, covariance, self_covariance
+from losskernel.linear_response import (
+    control_variate_kernel,
+    control_variate_null,
+    limit_kernel,
+    linear_part,
+    normalize,
+    write_coupled_displacements,
+)
 from losskernel.models.loader import Classifier, load_classifier
+from losskernel.per_sample_gradients import Gradients, per_sample_gradients
 from losskernel.probe import Probe
 from losskernel.progress import bar
 from losskernel.sampling import cross_entropy, sample_losses
@@ -108,11 +112,37 @@ def sample(settings: dict, chain: int, journal: Path, output: Path) -> None:
     trace.save(output)
 
 
-def join(traces: list[Path], output: Path) -> None:
-    """Join the chains of one setting into one trace, each cut to the shortest chain's draws."""
+def gradients(settings: dict, output: Path) -> None:
+    """Loss gradient of every image at the published weights: 2 bytes an image and parameter."""
+    classifier, _, data = _load(settings)
+    per_sample_gradients(
+        classifier.model, data, output, parameters=settings["sampling"].get("parameters", "all")
+    )
+
+
+def join(
+    traces: list[Path],
+    journals: list[Path],
+    output: Path,
+    gradients: Path | None = None,
+) -> None:
+    """Join the chains of one setting into one trace, each cut to the shortest chain's draws.
+
+    With ``gradients``, the trace carries the linear part of every loss, at the displacement of a
+    chain without the loss that the same noise moves.
+    """
     loaded = [LossTrace.load(trace) for trace in traces]
     draws = min(trace.dataset.sizes["draw"] for trace in loaded)
-    concatenate([LossTrace(t.dataset.isel(draw=slice(draws))) for t in loaded]).save(output)
+    joined = concatenate([LossTrace(t.dataset.isel(draw=slice(draws))) for t in loaded])
+    if gradients is not None:
+        with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+            coupled = [Path(scratch) / str(number) for number in range(len(journals))]
+            for journal, folder in zip(journals, coupled, strict=True):
+                write_coupled_displacements(journal, folder)
+            linear = np.full(joined.dataset["loss"].shape, np.nan, np.float32)
+            linear[~joined.diverged] = linear_part(Gradients.load(gradients), coupled, draws)
+        joined = LossTrace(joined.dataset.assign(linear=(joined.dataset["loss"].dims, linear)))
+    joined.save(output)
 
 
 @torch.inference_mode()
@@ -171,15 +201,6 @@ def _feature_kernel(features: Path, names: np.ndarray) -> np.ndarray:
     return values @ values.T
 
 
-def _jackknife(losses: np.ndarray, blocks: int):
-    """Losses with one of ``blocks`` stretches of consecutive draws left out, in turn.
-
-    Not a bootstrap: drawing draws twice lowers their number and with it every neighbor statistic.
-    """
-    for left_out in np.array_split(np.arange(losses.shape[1]), blocks):
-        yield np.delete(losses, left_out, axis=1)
-
-
 def _jackknife_error(values: list) -> np.ndarray:
     """Standard error from delete-one-block values: ``sqrt((b - 1) / b * sum (v - mean v)^2)``."""
     return np.sqrt(len(values) - 1) * np.std(values, axis=0)
@@ -187,6 +208,36 @@ def _jackknife_error(values: list) -> np.ndarray:
 
 def _graph(similarity: np.ndarray, labels: np.ndarray, k: int):
     return nearest_neighbors(kernel_distances(similarity), k, exclude_labels=labels)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Losses of a trace and, where gradients are known, what makes a control variate of them."""
+
+    losses: np.ndarray  # (chain, draw, input)
+    linear: np.ndarray | None = None  # the same shape
+    known: np.ndarray | None = None  # (input, input)
+
+    def at(self, draws) -> _Draws:
+        """Some draws of every chain."""
+        linear = None if self.linear is None else self.linear[:, draws]
+        return _Draws(self.losses[:, draws], linear, self.known)
+
+    @property
+    def kernel(self) -> np.ndarray:
+        if self.linear is None:
+            return covariance(self.losses)
+        return control_variate_kernel(self.losses, self.linear, self.known)
+
+    @property
+    def r(self) -> np.ndarray:
+        return normalize(self.kernel)
+
+    def null(self, seed: int) -> np.ndarray:
+        """R of inputs that have nothing in common but the sampling noise."""
+        if self.linear is None:
+            return correlation(shifted(self.losses, seed))
+        return control_variate_null(self.losses, self.linear, self.kernel, seed)
 
 
 def analyze(
@@ -197,27 +248,34 @@ def analyze(
     output: Path,
     output_lift: Path,
     output_convergence: Path,
+    limit: Path | None = None,
 ) -> None:
     """Kernel, neighbors, lift by depth, rank correlation and convergence of one trace.
 
     Writes arrays for the figures (``output``, npz), the lift table and the convergence table. Each
     statistic is given for the loss kernel with its standard error (jackknife over blocks of draws),
     for the time-shifted null (noise floor), and for the cosine of penultimate features (baseline).
+    With ``limit``, the loss kernel is estimated with the control variate; its estimate from the
+    draws alone and the exact limit stand beside it.
     """
     loaded, tree = LossTrace.load(trace), Hierarchy.from_file(hierarchy)
     losses, labels = loaded.losses, loaded.coordinate("label")
     depth = tree.lowest_common_hypernym_depth
     k, seed, blocks = settings["neighbors"], settings["seed"], settings["jackknife_blocks"]
     ks = [n for n in settings["lift_neighbors"] if n <= k]
-    r = correlation(losses)
-    kernels = {"loss kernel": r, "penultimate features": None, "time-shifted null": None}
+    draws = _draws(loaded, limit)
+    r, null_r = draws.r, draws.null(seed)
+    kernels = {"loss kernel": r}
+    if limit is not None:
+        kernels["loss kernel, draws alone"] = correlation(losses)
+        kernels["exact limit"] = normalize(draws.known)
     kernels["penultimate features"] = _feature_kernel(features, loaded.coordinate("name"))
-    kernels["time-shifted null"] = correlation(shifted(losses, seed))
+    kernels["time-shifted null"] = null_r
     depths = np.arange(1, depth.max() + 1)
     wu_palmer = tree.wu_palmer[np.ix_(labels, labels)]
     lifts, summary = [], {}
     indices, distances = {}, {}
-    for name, similarity in kernels.items():
+    for name, similarity in bar(kernels.items(), "kernels", unit="kernel"):
         indices[name], distances[name] = _graph(similarity, labels, k)
         values = lift_by_k(indices[name], depth, depths, ks, labels)
         lifts.append(_lift_rows(name, "value", ks, depths, values))
@@ -230,8 +288,11 @@ def analyze(
             "common_depth": mean_common_depth(indices[name], depth, labels),
         }
     without_block = {"lift": [], "common_depth": [], "spearman": []}
-    for fewer in bar(_jackknife(losses, blocks), "jackknife", total=blocks):
-        similarity = correlation(fewer)
+    for left_out in bar(
+        np.array_split(np.arange(losses.shape[1]), blocks), "jackknife", unit="block"
+    ):
+        # Not a bootstrap: drawing draws twice lowers their number, and with it every statistic.
+        similarity = draws.at(np.setdiff1d(np.arange(losses.shape[1]), left_out)).r
         graph, _ = _graph(similarity, labels, k)
         without_block["lift"].append(lift_by_k(graph, depth, depths, ks, labels))
         without_block["common_depth"].append(mean_common_depth(graph, depth, labels))
@@ -257,28 +318,11 @@ def analyze(
     _, position = hierarchy_order(tree)
     group, group_names = coarse_groups(tree)
     checks = convergence(losses)
-    draws = losses.shape[1]
-    counts = np.unique(np.geomspace(4, draws, 20).astype(int))
-    halves = np.unique(np.geomspace(2, max(2, draws // 2 - draws // 10), 12).astype(int))
-    curve = pd.concat(
-        [
-            pd.DataFrame({"draws": counts, "cka": cka_curve(losses, counts), "kind": "to final"}),
-            pd.DataFrame(
-                {"draws": halves, "cka": split_half_cka(losses, halves), "kind": "split halves"}
-            ),
-            pd.DataFrame(
-                {
-                    "draws": halves,
-                    "cka": split_half_cka(shifted(losses, seed), halves),
-                    "kind": "split halves, time-shifted null",
-                }
-            ),
-        ]
-    )
+    off = ~np.eye(len(r), dtype=bool)
     summary["random pairs"] = {"common_depth": mean_pair_depth(depth, labels)}
     summary["convergence"] = {
-        "noise_floor": noise_floor(losses, seed=seed),
-        "sd_R": float(r[~np.eye(len(r), dtype=bool)].std()),
+        "noise_floor": float(null_r[off].std()),
+        "sd_R": float(r[off].std()),
         "effective_rank": effective_rank(losses),
         "median_ess": float(np.median(checks.ess)),
         "median_rhat": float(np.median(checks.rhat)),
@@ -287,9 +331,20 @@ def analyze(
         "initial_loss": float(loaded.initial_loss.mean()),
         "mean_loss": float(losses.mean()),
         "chains": losses.shape[0],
-        "draws": draws,
+        "draws": losses.shape[1],
         "inputs": losses.shape[2],
     }
+    if limit is not None:
+        plain_null = correlation(shifted(losses, seed))
+        summary["convergence"] |= {
+            "plain_noise_floor": float(plain_null[off].std()),
+            "cka_to_limit": cka(r, kernels["exact limit"]),
+            "plain_cka_to_limit": cka(kernels["loss kernel, draws alone"], kernels["exact limit"]),
+            # Share of the losses' variance that is linear in the displacement of the weights.
+            "linear_share": float(
+                1 - np.trace(covariance(losses - draws.linear)) / np.trace(covariance(losses))
+            ),
+        }
     near = settings["map_neighbors"]
 
     def embed(name: str) -> np.ndarray:
@@ -316,7 +371,60 @@ def analyze(
     with atomic_path(output_lift) as temporary:
         pd.concat(lifts).to_csv(temporary, index=False)
     with atomic_path(output_convergence) as temporary:
-        curve.to_csv(temporary, index=False)
+        _convergence_curves(draws, kernels.get("exact limit"), seed).to_csv(temporary, index=False)
+
+
+def _draws(trace: LossTrace, limit: Path | None) -> _Draws:
+    if limit is None:
+        return _Draws(trace.losses)
+    probe = json.loads(trace.attributes["probe"])
+    with np.load(limit) as stored:
+        for key in ("weights_sha256", "inputs_sha256"):
+            if str(stored[key]) != trace.attributes[key]:
+                raise TraceError(
+                    f"{limit}: made with another {key} than the trace; make both from one model "
+                    "and one set of images"
+                )
+        known = limit_kernel(stored["gram"], Probe(**{**probe, "n_beta": 0}))
+    return _Draws(trace.losses, trace.dataset["linear"].values[~trace.diverged], known)
+
+
+def _convergence_curves(draws: _Draws, limit: np.ndarray | None, seed: int) -> pd.DataFrame:
+    """CKA of R against draws: to the final R, between halves of the run, to the exact limit."""
+    number = draws.losses.shape[1]
+    counts = np.unique(np.geomspace(4, number, 20).astype(int))
+    halves = np.unique(np.geomspace(4, max(4, number // 2 - number // 10), 12).astype(int))
+    half = (np.arange(number) // max(1, number // 10)) % 2
+    even, odd = draws.at(half == 0), draws.at(half == 1)
+    alone, final = _Draws(draws.losses), draws.r
+    null = _Draws(shifted(draws.losses, seed))
+
+    def split(first: _Draws, second: _Draws) -> list[float]:
+        return [cka(first.at(slice(n)).r, second.at(slice(n)).r) for n in halves]
+
+    curves = [
+        ("to final", counts, [cka(draws.at(slice(n)).r, final) for n in counts]),
+        ("split halves", halves, split(even, odd)),
+        (
+            "split halves, time-shifted null",
+            halves,
+            split(null.at(half == 0), null.at(half == 1)),
+        ),
+    ]
+    if limit is not None:
+        curves[2:2] = [
+            ("split halves, draws alone", halves, split(alone.at(half == 0), alone.at(half == 1))),
+            ("to the exact limit", counts, [cka(draws.at(slice(n)).r, limit) for n in counts]),
+            (
+                "to the exact limit, draws alone",
+                counts,
+                [cka(alone.at(slice(n)).r, limit) for n in counts],
+            ),
+        ]
+    return pd.concat(
+        pd.DataFrame({"draws": numbers, "cka": values, "kind": kind})
+        for kind, numbers, values in curves
+    )
 
 
 def _lift_rows(kernel: str, statistic: str, ks, depths, values: np.ndarray) -> pd.DataFrame:

@@ -63,7 +63,7 @@ def _embedding(axis, data: dict) -> None:
     for name, task in (("addition", ADDITION), ("division", DIVISION)):
         points = data["embedding"][data["task"] == task]
         axis.scatter(*points.T, s=4, alpha=0.6, color=COLORS[f"within {name}"], label=name)
-    axis.set(xlabel="UMAP 1", ylabel="UMAP 2", title="Embedding of the inputs from R")
+    axis.set(xlabel="UMAP 1", ylabel="UMAP 2", title="Embedding of the inputs from |R|")
     axis.legend(markerscale=3, frameon=False)
 
 
@@ -110,6 +110,8 @@ def _auc(axis, summary: pd.DataFrame, paper: float) -> None:
             label=score,
             error_kw={"linewidth": 0.8},
         )
+        limit = by["mean"][f"limit_{column}"]
+        axis.scatter(at, limit, marker="_", s=60, color="black", zorder=3, linewidth=1.2)
     axis.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
     axis.axhline(paper, color="black", linewidth=0.8, linestyle="--")
     axis.text(len(groups) - 0.5, paper, f"paper {paper:g}", ha="right", va="bottom", fontsize=7)
@@ -118,7 +120,8 @@ def _auc(axis, summary: pd.DataFrame, paper: float) -> None:
     axis.set_xticks(range(len(groups)), names, rotation=20, ha="right")
     axis.set(ylim=(0.3, 1.12), xlabel="weights perturbed", ylabel="pair ROC-AUC")
     axis.set_title(f"Same task or not? ({networks} networks, ± sd)")
-    axis.legend(title="score", ncols=4, frameon=False, loc="upper left", fontsize="small")
+    axis.scatter([], [], marker="_", color="black", label="exact limit")
+    axis.legend(title="score", ncols=5, frameon=False, loc="upper left", fontsize="small")
 
 
 def _spread(axis, data: dict) -> None:
@@ -146,44 +149,49 @@ def _spread(axis, data: dict) -> None:
 
 
 def search(table: Path, output: Path, output_png: Path) -> None:
-    """Heat maps of the regime search: AUC of |R| and of R by training setup and probe setting."""
+    """Heat maps of the regime search: AUC of |R| and of R, and the loss, by setup and probe."""
     apply_style()
     rows = pd.read_csv(table)
     rows["probe"] = [
         f"nβ {n:g}, γ {g:g}, ε {e:g}"
         for n, g, e in zip(rows.n_beta, rows.gamma, rows.step_size, strict=True)
     ]
-    columns = list(dict.fromkeys(rows.sort_values(["n_beta", "gamma", "step_size"])["probe"]))
-    setups = list(dict.fromkeys(rows["setup"]))
+    rows["loss_rise"] = rows["mean_loss"] - rows["initial_loss"]
+    columns = list(dict.fromkeys(rows.sort_values(["n_beta", "gamma"])["probe"]))
+    setups, groups = list(dict.fromkeys(rows["setup"])), list(dict.fromkeys(rows["group"]))
     panels = {
         "auc_|R|": "AUC of |R|",
         "auc_R": "AUC of R (signed)",
         "loss_rise": "rise of the mean loss (nats)",
     }
-    rows["loss_rise"] = rows["mean_loss"] - rows["initial_loss"]
+    size = (15, 1.8 + (0.5 + 0.34 * len(setups)) * len(groups))
     figure, axes = plt.subplots(
-        1, 3, figsize=(15, 2.6 + 0.36 * len(setups)), sharey=True, squeeze=False
+        len(groups), 3, figsize=size, sharex=True, sharey=True, squeeze=False
     )
-    for axis, (column, title) in zip(axes[0], panels.items(), strict=True):
-        grid = rows.pivot_table(index="setup", columns="probe", values=column, dropna=False)
-        grid = grid.reindex(index=setups, columns=columns)
-        auc = column.startswith("auc")
-        sns.heatmap(
-            grid,
-            ax=axis,
-            annot=True,
-            fmt=".2f",
-            annot_kws={"size": 7},
-            cmap="RdBu_r" if auc else "cividis",
-            vmin=0 if auc else None,
-            vmax=1 if auc else None,
-            center=0.5 if auc else None,
-            xticklabels=1,
-            yticklabels=1,
-        )
-        axis.set(title=title, xlabel="", ylabel="")
+    for line, group in zip(axes, groups, strict=True):
+        of_group = rows[rows["group"] == group]
+        for axis, (column, title) in zip(line, panels.items(), strict=True):
+            grid = of_group.pivot_table(
+                index="setup", columns="probe", values=column, dropna=False
+            ).reindex(index=setups, columns=columns)
+            auc = column.startswith("auc")
+            sns.heatmap(
+                grid,
+                ax=axis,
+                annot=True,
+                fmt=".2f",
+                annot_kws={"size": 7},
+                cmap="RdBu_r" if auc else "cividis",
+                vmin=0 if auc else None,
+                vmax=1 if auc else None,
+                center=0.5 if auc else None,
+                xticklabels=1,
+                yticklabels=1,
+            )
+            axis.set(title=f"{title}, weights: {group}", xlabel="", ylabel="")
+            axis.tick_params(axis="y", rotation=0)
+        line[0].set_ylabel("training setup")
+    for axis in axes[-1]:
         axis.set_xticks(axis.get_xticks(), columns, rotation=40, ha="right", fontsize="small")
-        axis.tick_params(axis="y", rotation=0)
-    axes[0, 0].set_ylabel("training setup")
     figure.supxlabel("probe setting", fontsize="medium")
     save_figure(figure, output, output_png)

@@ -15,7 +15,9 @@ from losskernel.figures.style import (
     BLUE,
     DIVERGING,
     GRAY,
+    GREEN,
     ORANGE,
+    SKY,
     VERMILION,
     apply_style,
     log_axis,
@@ -25,9 +27,20 @@ from losskernel.trace import LossTrace
 
 STYLES = {
     "loss kernel": {"color": BLUE, "marker": "o"},
+    "loss kernel, draws alone": {"color": SKY, "marker": "x"},
+    "exact limit": {"color": GREEN, "marker": "^"},
     "penultimate features": {"color": ORANGE, "marker": "s"},
     "time-shifted null": {"color": GRAY, "marker": "v", "linestyle": "--"},
     "label-shuffled null": {"color": "black", "marker": None, "linestyle": ":"},
+}
+# Dashed: the covariance of the draws alone, without the control variate.
+CURVES = {
+    "to final": {"color": BLUE, "marker": "o"},
+    "split halves": {"color": VERMILION, "marker": "o"},
+    "split halves, draws alone": {"color": VERMILION, "marker": "x", "linestyle": "--"},
+    "to the exact limit": {"color": GREEN, "marker": "o"},
+    "to the exact limit, draws alone": {"color": GREEN, "marker": "x", "linestyle": "--"},
+    "split halves, time-shifted null": {"color": GRAY, "marker": "v", "linestyle": ":"},
 }
 
 
@@ -185,13 +198,11 @@ def convergence(convergence: Path, trace: Path, output: Path, output_png: Path) 
     apply_style()
     table, loaded = pd.read_csv(convergence), LossTrace.load(trace)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
-    for (kind, rows), color in zip(
-        table.groupby("kind", sort=False), (BLUE, VERMILION, GRAY), strict=True
-    ):
-        axes[0].plot(rows.draws, rows.cka, marker="o", markersize=3, color=color, label=kind)
+    for kind, rows in table.groupby("kind", sort=False):
+        axes[0].plot(rows.draws, rows.cka, markersize=3, label=kind, **CURVES[kind])
     axes[0].set(xlabel="draws a chain", ylabel="CKA of R", ylim=(0, 1.02), title="Convergence")
     log_axis(axes[0].xaxis, table.draws.min(), table.draws.max())
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, fontsize="small")
     mean = loaded.dataset["loss"].mean("input")
     for chain in mean.chain.values:
         axes[1].plot(mean.draw, mean.sel(chain=chain), linewidth=0.8, label=f"chain {chain}")
