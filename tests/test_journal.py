@@ -1,4 +1,5 @@
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -15,11 +16,10 @@ def losses(draw):
 
 
 def write(folder, draws, start=0):
-    journal = Journal(folder, SETTINGS, chains=2, inputs=3)
-    for draw in range(start, draws):
-        batch = np.array([draw, np.nan])
-        journal.append(losses(draw), batch, torch.full((2, 4), float(draw)), np.array([-1, 5]))
-    journal.close()
+    with closing(Journal(folder, SETTINGS, chains=2, inputs=3)) as journal:
+        for draw in range(start, draws):
+            batch = np.array([draw, np.nan])
+            journal.append(losses(draw), batch, torch.full((2, 4), float(draw)), np.array([-1, 5]))
 
 
 def test_what_was_written_is_read_back(tmp_path):
@@ -98,3 +98,20 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_settings_are_readable(tmp_path):
     write(tmp_path, 1)
     assert json.loads((tmp_path / "settings.json").read_text())["seed"] == 3
+
+
+def test_a_second_writer_is_refused_until_the_first_closes(tmp_path):
+    first = Journal(tmp_path, SETTINGS, 2, 3)
+    with pytest.raises(TraceError, match="another process writes to this journal"):
+        Journal(tmp_path, SETTINGS, 2, 3)
+    first.close()
+    Journal(tmp_path, SETTINGS, 2, 3).close()
+
+
+def test_what_a_kill_during_the_state_left_is_removed(tmp_path):
+    write(tmp_path, 2)
+    leftover = tmp_path / ".state.12345.safetensors"
+    leftover.write_bytes(b"half")
+    journal = Journal(tmp_path, SETTINGS, 2, 3)
+    journal.close()
+    assert not leftover.exists() and journal.draws == 2

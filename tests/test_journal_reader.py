@@ -50,11 +50,13 @@ def test_a_draw_whose_state_is_not_yet_written_is_left_out(tmp_path, journal, dr
     assert np.array_equal(journal_losses(tmp_path), LOSSES[:draws].swapaxes(0, 1))
 
 
-def test_a_torn_row_is_told(tmp_path, journal):
+def test_a_torn_row_is_not_read_and_a_missing_one_is_told(tmp_path, journal):
     append(journal, 3)
-    with open(tmp_path / "losses.f32", "ab") as file:
-        file.write(b"torn")
-    with pytest.raises(TraceError, match="148 bytes of losses do not make 3 draws of 2 chains"):
+    complete = (tmp_path / "losses.f32").read_bytes()
+    (tmp_path / "losses.f32").write_bytes(complete + b"torn")
+    assert np.array_equal(journal_losses(tmp_path), LOSSES[:3].swapaxes(0, 1))
+    (tmp_path / "losses.f32").write_bytes(complete[:-1])
+    with pytest.raises(TraceError, match="shorter than its state"):
         journal_losses(tmp_path)
 
 

@@ -9,8 +9,11 @@ rows past it are cut off on resume. So a kill at any moment loses at most the dr
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from safetensors.torch import save_file
 from losskernel.errors import LossKernelError, TraceError
 from losskernel.files import atomic_path
 
+log = logging.getLogger(__name__)
 DISPLACEMENTS = "displacements.f16"
 
 
@@ -35,7 +39,8 @@ class Journal:
         parameters: length of a displacement; 0 keeps none.
 
     Raises:
-        TraceError: the folder holds a run with other settings, or cannot be read.
+        TraceError: the folder holds a run with other settings, cannot be read, or another process
+            writes to it.
         LossKernelError: it cannot be written to, here or in :meth:`append`.
     """
 
@@ -48,16 +53,21 @@ class Journal:
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         self._chains, self._inputs = chains, inputs
-        self._check_settings(json.loads(json.dumps(settings)))
         self.draws = 0
         self.weights: torch.Tensor | None = None
         self.diverged = np.full(chains, -1)
-        self._read_state()
-        self._losses = self._open("losses.f32", 4 * chains * inputs)
-        self._batch_losses = self._open("batch_losses.f64", 8 * chains)
-        self._displacements = None
-        if parameters:
-            self._displacements = self._open(DISPLACEMENTS, 2 * chains * parameters)
+        with ExitStack() as stack:
+            self._lock = stack.enter_context(_locked(self.folder))
+            for leftover in self.folder.glob(".state.*.safetensors"):
+                leftover.unlink()  # of a process killed while it wrote; as large as the weights
+            self._check_settings(json.loads(json.dumps(settings)))
+            self._read_state()
+            self._losses = self._open("losses.f32", 4 * chains * inputs)
+            self._batch_losses = self._open("batch_losses.f64", 8 * chains)
+            self._displacements = None
+            if parameters:
+                self._displacements = self._open(DISPLACEMENTS, 2 * chains * parameters)
+            stack.pop_all()  # opened: the lock is kept until close() or the end of the process
 
     def _check_settings(self, settings: dict) -> None:
         path = self.folder / "settings.json"
@@ -121,6 +131,7 @@ class Journal:
             "weights": weights.cpu().contiguous(),
             "diverged": torch.as_tensor(diverged),
             "draws": torch.tensor(self.draws + 1),
+            "inputs": torch.tensor(self._inputs),
         }
         with atomic_path(self.folder / "state.safetensors", sync=False) as temporary:
             save_file(state, temporary)
@@ -138,9 +149,27 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; the journal can be opened again."""
-        for file in (self._losses, self._batch_losses, self._displacements):
+        for file in (self._losses, self._batch_losses, self._displacements, self._lock):
             if file is not None:
                 file.close()
+
+
+def _locked(folder: Path):
+    """The journal's lock file, open and locked; the system frees it when the process ends."""
+    try:
+        file = open(folder / "lock", "w")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise TraceError(
+            f"{folder}: another process writes to this journal; wait for it or stop it first"
+        ) from error
+    except OSError:  # a file system without locks: the user has to take care
+        log.warning("%s: the file system has no locks; run one process a journal", folder)
+    return file
 
 
 def _write(file, data: bytes) -> None:

@@ -10,8 +10,6 @@ from safetensors import SafetensorError, safe_open
 
 from losskernel.errors import TraceError
 
-_ATTEMPTS = 10
-
 
 def journal_losses(folder: str | Path, start: int = 0) -> np.ndarray:
     """Losses of the complete draws so far in the journal of a run, also of one that goes on.
@@ -47,28 +45,16 @@ def journal_losses(folder: str | Path, start: int = 0) -> np.ndarray:
 
 
 def _shape(folder: Path, chains: int) -> tuple[int, int]:
-    """Complete draws and number of inputs.
-
-    A draw's losses are written before its batch losses and those before the state, so the number of
-    batch losses tells how many rows the losses have, but for the moment between the two writes.
-    """
-    for _ in range(_ATTEMPTS):
-        try:
-            rows = (folder / "batch_losses.f64").stat().st_size // (8 * chains)
-            size = (folder / "losses.f32").stat().st_size
-            with safe_open(folder / "state.safetensors", "numpy") as state:
-                draws = int(state.get_tensor("draws"))
-            settled = rows == (folder / "batch_losses.f64").stat().st_size // (8 * chains)
-            settled &= draws in (rows, rows - 1)
-        except FileNotFoundError as error:
-            raise TraceError(
-                f"{folder}: no complete draw yet; try again when the run is past its burn-in"
-            ) from error
-        except (OSError, SafetensorError) as error:
-            raise TraceError(f"{folder}: unreadable as a journal ({error})") from error
-        if settled and rows and size % (4 * chains * rows) == 0:
-            return draws, size // (4 * chains * rows)
-    raise TraceError(
-        f"{folder}: {size} bytes of losses do not make {rows} draws of {chains} chains; the run is "
-        "in the middle of a draw, try again"
-    )
+    """Complete draws and number of inputs, as the state after the last draw tells."""
+    try:
+        with safe_open(folder / "state.safetensors", "numpy") as state:
+            draws, inputs = (int(state.get_tensor(name)) for name in ("draws", "inputs"))
+    except FileNotFoundError as error:
+        raise TraceError(
+            f"{folder}: no complete draw yet; try again when the run is past its burn-in"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise TraceError(f"{folder}: unreadable as a journal ({error})") from error
+    if (folder / "losses.f32").stat().st_size < 4 * draws * chains * inputs:
+        raise TraceError(f"{folder}: losses.f32 is shorter than its state; sample again")
+    return draws, inputs
