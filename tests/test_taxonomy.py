@@ -11,18 +11,20 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from losskernel.errors import DataError, LossKernelError
-from losskernel.taxonomy import (
+from losskernel.hierarchy import (
     COARSE_GROUPS,
     Hierarchy,
     coarse_groups,
     hierarchy_order,
+    subtree_members,
+)
+from losskernel.taxonomy import (
     hierarchy_rank_correlation,
     lift,
     lift_by_k,
     mean_common_depth,
     mean_pair_depth,
     shuffled_null,
-    subtree_members,
 )
 
 

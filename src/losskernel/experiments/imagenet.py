@@ -24,6 +24,7 @@ from losskernel.diagnostics import cka, convergence, effective_rank, shifted
 from losskernel.errors import ConfigError, TraceError
 from losskernel.files import atomic_path
 from losskernel.geometry import kernel_distances, nearest_neighbors, umap_embedding
+from losskernel.hierarchy import Hierarchy, coarse_groups, hierarchy_order
 from losskernel.inputs import fingerprint
 from losskernel.kernel import correlation, covariance, self_covariance
 from losskernel.linear_response import (
@@ -41,9 +42,6 @@ from losskernel.progress import bar
 from losskernel.sampling import cross_entropy, sample_losses
 from losskernel.seeds import numpy_generator
 from losskernel.taxonomy import (
-    Hierarchy,
-    coarse_groups,
-    hierarchy_order,
     hierarchy_rank_correlation,
     lift_by_k,
     mean_common_depth,
