@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from losskernel.engines import BatchedEngine, SequentialEngine, make_engine
+from losskernel.engines import BatchedEngine, SequentialEngine, make_engine, tensor_cores
 from losskernel.errors import ConfigError, DataError
 from losskernel.inputs import Inputs
 from losskernel.parameters import select_parameters
@@ -157,7 +157,7 @@ def test_choice_of_engine():
     [
         ("fast", {}, "'fast' is not one of auto, batched, sequential"),
         ("batched", {"precision": "bfloat16"}, "need engine 'sequential'"),
-        ("sequential", {"precision": "float16"}, "'float16' is not one of float32, bfloat16"),
+        ("sequential", {"precision": "float16"}, "'float16' is not one of float32, tf32, bfloat16"),
     ],
 )
 def test_impossible_settings(kind, options, message):
@@ -172,3 +172,45 @@ def test_a_loss_that_is_reduced_already(kind):
     with pytest.raises(DataError, match=r"shape \(2,\), not \(\); pass reduction='none'"):
         engine = make_engine(kind, nn.Linear(3, 4), nn.functional.cross_entropy, ["weight"], data)
         engine.losses(engine.center[None], Inputs(data), 2)
+
+
+@pytest.fixture
+def compile_calls(monkeypatch):
+    """Compiling without code generation, which takes a minute; the modes that were asked for."""
+    modes, real = [], torch.compile
+
+    def compile(function, dynamic, mode):
+        modes.append(mode)
+        return real(function, dynamic=dynamic, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    yield modes
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(("engine", "compilations"), [(BatchedEngine, 2), (SequentialEngine, 1)])
+def test_compiled_engines_compute_the_same(compile_calls, engine, compilations):
+    model = network()
+    names = select_parameters(model)
+    plain, compiled = (engine(model, cross_entropy, names, compiled=c) for c in (False, True))
+    assert compile_calls == [None] * compilations
+    weights = weights_around(plain)
+    for found, expected in zip(
+        compiled.gradients(weights, batches()), plain.gradients(weights, batches()), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    found, expected = (e.losses(weights, Inputs((X, Y)), 4) for e in (compiled, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_tf32_is_used_where_it_is_asked_for(monkeypatch, precision):
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    with tensor_cores(precision):
+        assert [backend.allow_tf32 for backend in backends] == before  # no GPU: nothing to set
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ZeroDivisionError), tensor_cores(precision):
+        assert all(backend.allow_tf32 == (precision == "tf32") for backend in backends)
+        raise ZeroDivisionError
+    assert [backend.allow_tf32 for backend in backends] == before

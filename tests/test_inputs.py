@@ -65,3 +65,11 @@ def test_fingerprint_sees_values_shapes_types_and_order():
 def test_fingerprint_ignores_memory_layout():
     images = torch.randn(2, 3, 4, 4)
     assert fingerprint([images]) == fingerprint([images.to(memory_format=torch.channels_last)])
+
+
+def test_the_fingerprint_of_inputs_is_that_of_the_data_set_and_sees_their_order():
+    many = torch.arange(300.0)[:, None] + torch.zeros(4), torch.arange(300)
+    reference = Inputs(many).fingerprint()
+    assert Inputs(TensorDataset(*many)).fingerprint() == reference
+    swapped = [part.roll(1, 0) for part in many]
+    assert len({reference, Inputs(swapped).fingerprint(), Inputs(many[:1] * 2).fingerprint()}) == 3

@@ -249,6 +249,9 @@ def test_linear_parts_are_in_the_memory_order_of_the_model(tmp_path):
     remainder = change - (linear - linear.mean((0, 1)))
     # Second order in a displacement of 1e-3 and float32 rounding of the losses: a few thousandths.
     assert (remainder.std((0, 1)) < 0.02 * change.std((0, 1))).all()
+    contiguous = gradients_of(model.to(memory_format=torch.contiguous_format), data, tmp_path / "c")
+    with pytest.raises(TraceError, match="displacements of other memory format"):
+        linear_of(contiguous, tmp_path / "j")
 
 
 def test_runs_of_one_chain_each_are_as_one_run_of_all(tmp_path):

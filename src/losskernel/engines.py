@@ -7,7 +7,8 @@ frozen) and see the perturbed parameters as rows of a matrix ``(chain, parameter
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,11 @@ from losskernel.inputs import Inputs
 from losskernel.parameters import FlatLayout
 
 LossPerInput = Callable[[Any, Any], Tensor]
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+# Models up to this size keep a GPU waiting for launches, and a CPU core's threads for each other.
+SMALL = 2_000_000
+# Up to this size a CPU spends its time on calling the operations, one chain after the other.
+SMALL_ON_CPU = 20_000
 
 
 class Engine(Protocol):
@@ -27,6 +32,8 @@ class Engine(Protocol):
 
     layout: FlatLayout
     center: Tensor  # (parameters,): the trained weights
+    kind: str  # its name for make_engine
+    together: bool  # whether it evaluates several chains in less time than one after the other
 
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         """Gradients of the chains' mean batch losses, ``(chain, parameter)``, and the losses."""
@@ -55,6 +62,37 @@ def _count(targets: Any) -> int:
     return len(targets)
 
 
+@contextmanager
+def tensor_cores(precision: str) -> Iterator[None]:
+    """Whether float32 products on an NVIDIA GPU may run in TF32 inside the ``with`` block.
+
+    TF32 keeps 10 of float32's 23 bits of mantissa. PyTorch allows it for convolutions unless told
+    otherwise; here it is in force for precision ``"tf32"`` only. The settings are PyTorch's global
+    ones, so this encloses all threads that compute; it does nothing where there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = precision == "tf32"
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+def _compile(function: Callable, device: torch.device | str, size: int) -> Callable:
+    """Compiled for fixed shapes; replayed as a CUDA graph where launching the kernels costs most.
+
+    CUDA graphs have not been measured in this project.
+    """
+    graphs = torch.device(device).type == "cuda" and size <= SMALL
+    return torch.compile(function, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
 class BatchedEngine:
     """All chains in one vectorized forward and backward pass; for small models.
 
@@ -63,9 +101,19 @@ class BatchedEngine:
         loss: ``loss(output, target)`` gives one value per input.
         names: parameters to perturb.
         device: where to compute.
+        compiled: compile both passes; costs a minute or two once.
     """
 
-    def __init__(self, model: nn.Module, loss: LossPerInput, names: list[str], device="cpu"):
+    kind, together = "batched", True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossPerInput,
+        names: list[str],
+        device="cpu",
+        compiled: bool = False,
+    ):
         self._model = _frozen_copy(model, device)
         self.layout = FlatLayout(self._model, names)
         self.center = self.layout.flatten(dict(self._model.named_parameters()))
@@ -79,16 +127,21 @@ class BatchedEngine:
 
         self._losses = vmap(losses, in_dims=(0, None, None))
         self._gradients = vmap(grad_and_value(mean_loss))
+        if compiled:
+            self._losses = _compile(self._losses, device, self.layout.size)
+            self._gradients = _compile(self._gradients, device, self.layout.size)
 
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         x = torch.stack([batch[0] for batch in batches])
         y = torch.stack([batch[1] for batch in batches])
         gradient, value = self._gradients(weights, x, y)
-        return gradient, value.detach()
+        # A CUDA graph overwrites its outputs when it is replayed.
+        return gradient.clone(), value.detach().clone()
 
     @torch.inference_mode()
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
-        return torch.cat([self._losses(weights, x, y) for x, y in inputs.blocks(block)], 1).cpu()
+        blocks = [self._losses(weights, x, y).clone() for x, y in inputs.blocks(block)]
+        return torch.cat(blocks, 1).cpu()
 
 
 class SequentialEngine:
@@ -97,12 +150,16 @@ class SequentialEngine:
     Args:
         model, loss, names, device: as for :class:`BatchedEngine`.
         compiled: compile the evaluation of the probe inputs; costs a minute once, needs a C++
-            compiler on the CPU. Gradients stay uncompiled: torch 2.12's compiler emits invalid code
-            for the backward pass of Inception-v1 on the CPU.
-        precision: of the model's arithmetic, ``"float32"`` or ``"bfloat16"``; the latter is twice
-            as fast on a CPU with AMX. The weights of the chain are float32 either way, and so is
-            the loss function, from logits of this precision.
+            compiler on the CPU. Gradients stay uncompiled there: torch 2.12's compiler emits
+            invalid code for the backward pass of Inception-v1 on the CPU, and gains nothing on a
+            small transformer. On a GPU both are compiled.
+        precision: of the model's arithmetic. ``"float32"``; ``"tf32"``, float32 with products on
+            the tensor cores of an NVIDIA GPU, within :func:`tensor_cores` only; or ``"bfloat16"``,
+            twice as fast on a CPU with AMX. The weights of the chain are float32 in any case, and
+            so is the loss function, from logits of this precision.
     """
+
+    kind, together = "sequential", False
 
     def __init__(
         self,
@@ -122,32 +179,40 @@ class SequentialEngine:
         self._dtype = PRECISIONS[precision]
         self._model.to(self._dtype)
         parameters = dict(self._model.named_parameters())
-        self._parameters = [parameters[name] for name in names]
-        self._evaluate = torch.compile(self._model, dynamic=False) if compiled else self._model
+        self._parameters = [parameters[name].requires_grad_() for name in names]
+        self._storage = [parameter.data for parameter in self._parameters]
+        self._evaluate = self._differentiate = self._model
+        if compiled:
+            self._evaluate = _compile(self._model, device, self.layout.size)
+            if torch.device(device).type == "cuda":
+                self._differentiate = self._evaluate
 
-    def _move_to(self, weights: Tensor) -> None:
-        views = self.layout.views(weights)
-        for parameter, name in zip(self._parameters, self.layout.names, strict=True):
-            parameter.data.copy_(views[name])
+    def _pieces(self, row: Tensor) -> list[Tensor]:
+        """Views of each parameter in a row of weights, as ``layout.views`` without the names."""
+        return [
+            piece.as_strided(shape, stride, piece.storage_offset())
+            for piece, shape, stride in zip(
+                row.split(self.layout.sizes), self.layout.shapes, self.layout.strides, strict=True
+            )
+        ]
+
+    def _move_to(self, row: Tensor) -> None:
+        # Copied, not pointed at: kernels pick their code path by alignment, and compiled code and
+        # CUDA graphs expect the parameters where they were.
+        torch._foreach_copy_(self._storage, self._pieces(row))
 
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         gradient, values = torch.empty_like(weights), []
         for row, (x, y) in enumerate(batches):
             self._move_to(weights[row])
-            for parameter in self._parameters:
-                parameter.requires_grad_(True)
-            value = self._losses(self._model, x, y).mean()
+            value = self._losses(self._differentiate, x, y).mean()
             # A parameter that the output does not depend on has gradient 0, as in the other engine.
             grads = torch.autograd.grad(value, self._parameters, materialize_grads=True)
-            for parameter in self._parameters:
-                parameter.requires_grad_(False)
-            views = self.layout.views(gradient[row])
-            for name, grad in zip(self.layout.names, grads, strict=True):
-                views[name].copy_(grad)
+            torch._foreach_copy_(self._pieces(gradient[row]), grads)
             values.append(value.detach())
         return gradient, torch.stack(values)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
         rows = []
         for row in weights:
@@ -181,24 +246,31 @@ def make_engine(
     ``auto`` takes the batched engine for models of up to ``small`` perturbed parameters when a
     trial on ``example`` (a few inputs and targets) succeeds, else the sequential one. By default
     small is 2 million on a GPU, where launching kernels costs most, and 20,000 on a CPU, where a
-    transformer of 120,000 parameters runs 3.5 times faster chain by chain.
+    transformer of 120,000 parameters runs 3.5 times faster chain by chain. bfloat16 needs the
+    sequential engine, and so does ``compiled`` on a CPU.
+
+    Raises:
+        ConfigError: a name is unknown, or the engine asked for cannot do it.
     """
+    on_cpu = torch.device(device).type == "cpu"
     if small is None:
-        small = 20_000 if torch.device(device).type == "cpu" else 2_000_000
+        small = SMALL_ON_CPU if on_cpu else SMALL
     if kind not in ("auto", "batched", "sequential"):
         raise ConfigError(f"engine: '{kind}' is not one of auto, batched, sequential")
 
     def sequential() -> Engine:
         return SequentialEngine(model, loss, names, device, compiled, precision)
 
-    if kind == "sequential" or compiled or precision != "float32":
+    if precision == "tf32" and on_cpu:
+        raise ConfigError("precision: 'tf32' is of NVIDIA GPUs; choose float32 or bfloat16")
+    if kind == "sequential" or precision == "bfloat16" or (compiled and on_cpu):
         if kind == "batched":
-            raise ConfigError("engine: compiled and precision need engine 'sequential'")
+            raise ConfigError("engine: bfloat16, and compiled on a CPU, need engine 'sequential'")
         return sequential()
     parameters = dict(model.named_parameters())
     if kind == "auto" and sum(parameters[name].numel() for name in names) > small:
         return sequential()
-    engine = BatchedEngine(model, loss, names, device)
+    engine = BatchedEngine(model, loss, names, device, compiled)
     try:
         engine.gradients(engine.center.expand(2, -1), [example, example])
     except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:

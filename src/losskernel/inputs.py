@@ -56,6 +56,11 @@ class Inputs:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading is slicing a tensor, which several threads may do at once."""
+        return self._tensors is not None
+
     def take(self, indices: np.ndarray) -> tuple[Any, Any]:
         """Inputs and targets at ``indices``, on the device."""
         if self._tensors is not None:
@@ -72,6 +77,16 @@ class Inputs:
         loader = DataLoader(self._dataset, batch_size=size, num_workers=self.workers)
         for batch in loader:
             yield self._send(batch)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all inputs and targets in order, however many are read at once."""
+        return fingerprint(
+            part
+            for block in self.blocks(64)
+            for pair in zip(*block, strict=True)
+            for part in pair
+            if isinstance(part, Tensor)
+        )
 
     def _send(self, batch: Sequence) -> tuple[Any, Any]:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:

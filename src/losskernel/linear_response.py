@@ -34,6 +34,7 @@ from losskernel.errors import ConfigError, TraceError
 from losskernel.files import atomic_path
 from losskernel.journal import DISPLACEMENTS
 from losskernel.kernel import covariance
+from losskernel.parameters import layout_fingerprint
 from losskernel.per_sample_gradients import Gradients
 from losskernel.probe import Probe, sgld_step
 from losskernel.progress import bar
@@ -352,6 +353,11 @@ class _Run:
         for key, here, there in (
             ("weights", self.settings["weights_sha256"], gradients.weights_sha256),
             ("parameters", _brief(names), _brief(gradients.names)),
+            (
+                "memory format",
+                self.settings["layout"],
+                layout_fingerprint(gradients.shapes, gradients.strides),
+            ),
         ):
             if here != there:
                 raise TraceError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -45,6 +47,12 @@ def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "all") -
     if not chosen:
         raise ConfigError(f"parameters: {list(patterns)} selects no parameter of the model")
     return chosen
+
+
+def layout_fingerprint(shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> str:
+    """16 hex digits that differ if parameters lie otherwise in a flat vector (SHA-256)."""
+    described = json.dumps([[*map(list, shapes)], [*map(list, strides)]])
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 class FlatLayout:

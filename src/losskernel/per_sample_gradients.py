@@ -29,7 +29,6 @@ from losskernel.progress import bar
 from losskernel.sampling import Data, cross_entropy
 
 DTYPES = {"float16": "gradients.f16", "float32": "gradients.f32"}
-_HASHED_BLOCK = 1000  # inputs hashed at once, as a trace with sample_losses' eval_batch_size does
 _BLOCK_BYTES = 2**28  # of a block of columns in float32, and of gradients computed at once
 # A row of root mean square 1 has entries up to the square root of its length; float16 ends there.
 _LARGEST_NORM = 2.0**15
@@ -209,9 +208,7 @@ def per_sample_gradients(
         "dtype": dtype,
         "inputs": len(inputs),
         "weights_sha256": fingerprint([*model.state_dict().values()]),
-        "inputs_sha256": fingerprint(
-            part for pair in inputs.blocks(_HASHED_BLOCK) for part in pair if torch.is_tensor(part)
-        ),
+        "inputs_sha256": inputs.fingerprint(),
     }
     done = _prepare(folder, index, runner.layout.size)
     try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,22 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from losskernel.engines import Engine, LossPerInput, make_engine
-from losskernel.errors import ConfigError, LossKernelError
+from losskernel.chains import Chains, DivergenceError, Lane
+from losskernel.engines import (
+    SMALL,
+    SMALL_ON_CPU,
+    LossPerInput,
+    SequentialEngine,
+    make_engine,
+    tensor_cores,
+)
+from losskernel.errors import ConfigError
 from losskernel.inputs import Inputs, fingerprint
 from losskernel.journal import Journal
-from losskernel.parameters import select_parameters
-from losskernel.probe import Probe, sgld_step
+from losskernel.parameters import layout_fingerprint, select_parameters
+from losskernel.probe import Probe
 from losskernel.progress import bar
-from losskernel.seeds import fill_normal, numpy_generator
 from losskernel.trace import LossTrace, settings_attribute
 
-log = logging.getLogger(__name__)
 Data = tuple[Tensor, Tensor] | Dataset
-
-
-class DivergenceError(LossKernelError):
-    """Every chain left the neighbourhood of the trained weights."""
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -56,10 +58,11 @@ def sample_losses(
     loss_bound: float | None = None,
     journal: str | Path | None = None,
     displacements: bool = False,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | Sequence[str | torch.device] = "cpu",
     engine: str = "auto",
     compiled: bool = False,
     precision: str = "float32",
+    workers: int | None = None,
     progress: bool = True,
 ) -> LossTrace:
     """Sample weights around ``model``'s and record the loss of every probe input at every draw.
@@ -94,7 +97,13 @@ def sample_losses(
             arguments to continue after a kill, or with more ``draws`` to extend.
         displacements: keep ``sqrt(gamma) (w - w*)`` of every draw in the journal as float16, two
             bytes a parameter and draw, for :mod:`losskernel.linear_response`.
-        device, engine, compiled, precision: see :mod:`losskernel.engines`.
+        device: where to compute; several, such as ``["cuda:0", "cuda:1"]``, share the chains.
+        engine, compiled, precision: see :func:`losskernel.engines.make_engine`.
+        workers: chains that a CPU runs at once, each in a thread of its own with an equal share of
+            PyTorch's threads. By default one a thread for a model of 20,000 to 2 million perturbed
+            parameters with the sequential engine and data in memory: two chains side by side are
+            faster than two threads on each of its small products. Otherwise 1. The default does
+            not look at the number of chains, for a chain's draws must not depend on its company.
         progress: show a progress bar.
 
     Returns:
@@ -102,7 +111,8 @@ def sample_losses(
 
     Raises:
         ConfigError: a count is below 1, the burn-in or the seed negative, a chain number repeated,
-            ``parameters`` selects nothing, or displacements are to be kept without a journal.
+            ``parameters`` selects nothing, displacements are to be kept without a journal, or there
+            are to be several workers on a GPU.
         DataError: the data are empty or the loss has the wrong shape.
         TraceError: the journal belongs to a run with other settings.
         DivergenceError: every chain diverged.
@@ -124,62 +134,70 @@ def sample_losses(
         raise ConfigError(f"sampling: chain_ids = {chain_ids} must be distinct numbers from 0 up")
     if displacements and journal is None:
         raise ConfigError("sampling: displacements = True needs a journal, where they are kept")
-    data = Inputs(data, device)
-    probe_inputs = data if probe_data is None else Inputs(probe_data, device)
-    batch_size = min(batch_size, len(data))
+    devices = [device] if isinstance(device, str | torch.device) else list(device)
     names = select_parameters(model, parameters)
-    example = data.take(np.arange(min(2, len(data))))
-    runner = make_engine(engine, model, loss, names, example, device, compiled, precision)
-    initial_loss = runner.losses(runner.center[None], probe_inputs, eval_batch_size)[0].numpy()
-    if not np.isfinite(initial_loss).all():
-        count = int((~np.isfinite(initial_loss)).sum())
-        raise DivergenceError(
-            f"model: the loss of {count} inputs is not finite at the trained weights; "
-            "check the weights, the inputs and their preprocessing"
+    with ExitStack() as stack:
+        stack.enter_context(tensor_cores(precision))
+        lanes = _lanes(
+            (model, loss, names),
+            data,
+            probe_data,
+            devices,
+            workers,
+            len(chain_ids),
+            engine,
+            compiled,
+            precision,
         )
-    settings = {
-        "probe": settings_attribute(asdict(probe)),
-        "parameters": settings_attribute({"names": names}),
-        "weights_sha256": fingerprint([*model.state_dict().values()]),
-        "inputs_sha256": fingerprint(
-            part for pair in probe_inputs.blocks(eval_batch_size) for part in _tensors(pair)
-        ),
-        "data_size": len(data),
-        "burn_in": burn_in,
-        "steps_per_draw": steps_per_draw,
-        "batch_size": batch_size,
-        "seed": seed,
-        "chain_ids": settings_attribute({"ids": chain_ids}),
-        "engine": type(runner).__name__,
-        "precision": precision,
-        "loss_bound": float("inf") if loss_bound is None else float(loss_bound),
-    }
-    chain = _Chains(runner, data, probe, batch_size, seed, chain_ids)
-    kept = runner.layout.size if displacements else 0
-    record = _Record(journal, settings, len(chain_ids), len(probe_inputs), draws, kept)
-    started = time.perf_counter()
-    resumed_at = record.done
-    try:
+        probe_inputs, data_size = lanes[0].probe_inputs, len(lanes[0].data)
+        batch_size = min(batch_size, data_size)
+        chain = Chains(lanes, probe, batch_size, eval_batch_size, seed, chain_ids)
+        stack.callback(chain.close)
+        initial_loss = chain.initial_losses()
+        if not np.isfinite(initial_loss).all():
+            count = int((~np.isfinite(initial_loss)).sum())
+            raise DivergenceError(
+                f"model: the loss of {count} inputs is not finite at the trained weights; "
+                "check the weights, the inputs and their preprocessing"
+            )
+        layout = lanes[0].engine.layout
+        settings = {
+            "probe": settings_attribute(asdict(probe)),
+            "parameters": settings_attribute({"names": names}),
+            "layout": layout_fingerprint(layout.shapes, layout.strides),
+            "weights_sha256": fingerprint([*model.state_dict().values()]),
+            "inputs_sha256": probe_inputs.fingerprint(),
+            "data_size": data_size,
+            "burn_in": burn_in,
+            "steps_per_draw": steps_per_draw,
+            "batch_size": batch_size,
+            "seed": seed,
+            "chain_ids": settings_attribute({"ids": chain_ids}),
+            "engine": type(lanes[0].engine).__name__,
+            "precision": precision,
+            "loss_bound": float("inf") if loss_bound is None else float(loss_bound),
+        }
+        kept = layout.size if displacements else 0
+        record = _Record(journal, settings, len(chain_ids), len(probe_inputs), draws, kept)
+        stack.callback(record.close)
+        started = time.perf_counter()
+        resumed_at = record.done
         if record.weights is not None:
-            chain.weights.copy_(record.weights)
-            chain.steps = burn_in + record.done * steps_per_draw
-            chain.diverged[:] = record.diverged
+            steps = burn_in + record.done * steps_per_draw
+            chain.restore(record.weights, steps, record.diverged)
         elif burn_in:
             for _ in bar(range(burn_in), "burn-in", unit="step", show=progress):
                 chain.step()
         done = min(record.done, draws)
         with bar(None, "draws", total=draws, initial=done, unit="draw", show=progress) as shown:
             while record.done < draws:
-                batch_loss = np.mean([chain.step() for _ in range(steps_per_draw)], axis=0)
-                losses = chain.losses(probe_inputs, eval_batch_size, record.done, loss_bound)
+                losses, batch_loss = chain.draw(steps_per_draw, record.done, loss_bound)
                 record.append(losses, batch_loss, chain)
                 shown.update()
                 if np.isfinite(losses).any():
                     shown.set_postfix(mean_loss=f"{np.nanmean(losses):.4g}", refresh=False)
         losses, batch_losses = record.read(draws)
-    finally:
-        record.close()
-    seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
     return LossTrace.build(
         losses,
         initial_loss,
@@ -188,91 +206,61 @@ def sample_losses(
         input_coords,
         {
             **settings,
-            "device": _device_name(device),
+            "device": ", ".join(_device_name(device) for device in devices),
             "threads": torch.get_num_threads(),
+            "workers": len(lanes),
             "seconds": seconds,
             "seconds_draws": draws - min(resumed_at, draws),
         },
     )
 
 
-class _Chains:
-    """The moving state: one row of weights a chain, the step count, and which chains stopped."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        data: Inputs,
-        probe: Probe,
-        batch_size: int,
-        seed: int,
-        ids: list[int],
-    ):
-        self._engine, self._data, self._probe = engine, data, probe
-        self._batch_size, self._seed, self._ids = batch_size, seed, ids
-        self.weights = engine.center.repeat(len(ids), 1)
-        self._noise = torch.empty_like(self.weights)
-        self._generator = torch.Generator(engine.center.device)
-        self.steps = 0
-        self.diverged = np.full(len(ids), -1)
-
-    @property
-    def running(self) -> np.ndarray:
-        """Rows of the chains that have not diverged."""
-        return np.flatnonzero(self.diverged < 0)
-
-    @property
-    def displacements(self) -> torch.Tensor:
-        """``sqrt(gamma) (w - w*)``, ``(chain, parameter)``: of order one, so float16 holds it."""
-        return (self.weights - self._engine.center) * (self._probe.gamma or 1.0) ** 0.5
-
-    def step(self) -> np.ndarray:
-        """One SGLD step of every running chain; their minibatch losses before it, ``(chain,)``."""
-        result = np.full(len(self._ids), np.nan)
-        rows = self.running
-        for row in rows:
-            fill_normal(self._noise[row], self._generator, self._seed, self._ids[row], self.steps)
-        weights = self.weights[rows]
-        if self._probe.n_beta > 0:
-            gradient, loss = self._engine.gradients(weights, [self._batch(row) for row in rows])
-            result[rows] = loss.double().cpu().numpy()
-        else:  # the Gaussian around the trained weights needs no gradient
-            gradient = torch.zeros_like(weights)
-        self.weights[rows] = sgld_step(
-            weights, self._engine.center, gradient, self._noise[rows], self._probe
+def _lanes(
+    problem: tuple[nn.Module, LossPerInput, list[str]],
+    data: Data,
+    probe_data: Data | None,
+    devices: list,
+    workers: int | None,
+    chains: int,
+    engine: str,
+    compiled: bool,
+    precision: str,
+) -> list[Lane]:
+    """One lane a device, or ``workers`` lanes of one CPU that read the same inputs."""
+    if not devices:
+        raise ConfigError("sampling: device = [] names no device")
+    kinds = {torch.device(device).type for device in devices}
+    if workers is not None and (workers < 1 or (workers > 1 and (devices[1:] or kinds != {"cpu"}))):
+        raise ConfigError(
+            f"sampling: workers = {workers} must be at least 1, and 1 on a GPU or on several "
+            "devices, which share the chains themselves"
         )
-        self.steps += 1
-        return result
-
-    def _batch(self, row: int):
-        rng = numpy_generator(self._seed, "batch", self._ids[row], self.steps)
-        size = len(self._data)
-        return self._data.take(rng.choice(size, self._batch_size, replace=False, shuffle=False))
-
-    def losses(self, inputs: Inputs, block: int, draw: int, bound: float | None) -> np.ndarray:
-        """Losses at the current weights, ``(chain, input)``; NaN for chains that diverged."""
-        result = np.full((len(self._ids), len(inputs)), np.nan, np.float32)
-        rows = self.running
-        losses = self._engine.losses(self.weights[rows], inputs, block).numpy()
-        bad = ~np.isfinite(losses).all(axis=1)
-        if bound is not None:
-            bad |= ~(losses.mean(axis=1) <= bound)
-        result[rows[~bad]] = losses[~bad]
-        for row, values in zip(rows[bad], losses[bad], strict=True):
-            self.diverged[row] = draw
-            log.warning(
-                "chain %d diverged at draw %d (mean loss %.3g): stopped; the others go on",
-                self._ids[row],
-                draw,
-                values.mean(),
-            )
-        if len(self.running) == 0:
-            raise DivergenceError(
-                f"sampling: all {len(self._ids)} chains diverged (first at draw "
-                f"{self.diverged.min()}); lower step_size ({self._probe.step_size:g}) or n_beta "
-                f"({self._probe.n_beta:g}), or raise gamma ({self._probe.gamma:g})"
-            )
-        return result
+    lanes = []
+    for device in devices:
+        inputs = Inputs(data, device)
+        probe_inputs = inputs if probe_data is None else Inputs(probe_data, device)
+        example = inputs.take(np.arange(min(2, len(inputs))))
+        runner = make_engine(engine, *problem, example, device, compiled, precision)
+        lanes.append(Lane(runner, inputs, probe_inputs, threads=1))
+    if devices[1:]:
+        return lanes[:chains]
+    if workers is None:
+        side_by_side = (
+            kinds == {"cpu"}
+            and isinstance(runner, SequentialEngine)
+            and SMALL_ON_CPU < runner.layout.size <= SMALL
+            and inputs.in_memory
+            and probe_inputs.in_memory
+        )
+        workers = torch.get_num_threads() if side_by_side else 1
+    if workers == 1:
+        return [Lane(runner, inputs, probe_inputs)]
+    threads = max(1, torch.get_num_threads() // workers)
+    runners = [runner] + [
+        make_engine(runner.kind, *problem, example, device, compiled, precision)
+        for _ in range(1, min(workers, chains))
+    ]
+    return [Lane(runner, inputs, probe_inputs, threads) for runner in runners]
 
 
 class _Record:
@@ -292,7 +280,7 @@ class _Record:
             self._losses = np.empty((chains, draws, inputs), np.float32)
             self._batch_losses = np.empty((chains, draws))
 
-    def append(self, losses: np.ndarray, batch_loss: np.ndarray, chains: _Chains) -> None:
+    def append(self, losses: np.ndarray, batch_loss: np.ndarray, chains: Chains) -> None:
         if self._journal is not None:
             moved = chains.displacements if self._kept else None
             self._journal.append(losses, batch_loss, chains.weights, chains.diverged, moved)
@@ -309,10 +297,6 @@ class _Record:
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
-
-
-def _tensors(pair) -> list[Tensor]:
-    return [part for part in pair if isinstance(part, Tensor)]
 
 
 def _device_name(device: str | torch.device) -> str:
