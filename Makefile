@@ -7,13 +7,16 @@ READY := .venv/.ready
 # Rules call the command line by its name, whether or not the environment is active.
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m
 
-.PHONY: all test lint env clean help
+.PHONY: all test bench lint env clean help
 
 all: $(READY) ## build the environment if needed, then every result and figure
 	$(RUN) snakemake --workflow-profile workflow/profiles/default --cores all all
 
 test: $(READY) ## build the environment if needed, then run the tests
 	$(RUN) pytest
+
+bench: $(READY) ## measure speed and memory against peers and floors; wants an idle machine
+	$(RUN) benchmarks
 
 lint: $(READY) ## check the style of Python and Snakemake files
 	$(RUN) ruff check .

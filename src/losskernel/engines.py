@@ -151,8 +151,9 @@ class SequentialEngine:
         model, loss, names, device: as for :class:`BatchedEngine`.
         compiled: compile the evaluation of the probe inputs; costs a minute once, needs a C++
             compiler on the CPU. Gradients stay uncompiled there: torch 2.12's compiler emits
-            invalid code for the backward pass of Inception-v1 on the CPU, and gains nothing on a
-            small transformer. On a GPU both are compiled.
+            invalid code for the backward pass of Inception-v1 on the CPU (the transposed store of
+            a max pool's scattered gradient), and gains nothing on a small transformer. On a GPU
+            both are compiled.
         precision: of the model's arithmetic. ``"float32"``; ``"tf32"``, float32 with products on
             the tensor cores of an NVIDIA GPU, within :func:`tensor_cores` only; or ``"bfloat16"``,
             twice as fast on a CPU with AMX. The weights of the chain are float32 in any case, and

@@ -355,7 +355,7 @@ class _Run:
             ("parameters", _brief(names), _brief(gradients.names)),
             (
                 "memory format",
-                self.settings["layout"],
+                self.settings["parameters_layout"],
                 layout_fingerprint(gradients.shapes, gradients.strides),
             ),
         ):

@@ -164,7 +164,7 @@ def sample_losses(
         settings = {
             "probe": settings_attribute(asdict(probe)),
             "parameters": settings_attribute({"names": names}),
-            "layout": layout_fingerprint(layout.shapes, layout.strides),
+            "parameters_layout": layout_fingerprint(layout.shapes, layout.strides),
             "weights_sha256": fingerprint([*model.state_dict().values()]),
             "inputs_sha256": probe_inputs.fingerprint(),
             "data_size": data_size,
@@ -243,6 +243,11 @@ def _lanes(
         runner = make_engine(engine, *problem, example, device, compiled, precision)
         lanes.append(Lane(runner, inputs, probe_inputs, threads=1))
     if devices[1:]:
+        if compiled and "cuda" in kinds and runner.layout.size <= SMALL:
+            raise ConfigError(
+                "compiled: a small model becomes a CUDA graph, which belongs to one thread; leave "
+                "compiled out, or run one job a GPU with its own chain_ids"
+            )
         return lanes[:chains]
     if workers is None:
         side_by_side = (
