@@ -16,6 +16,7 @@ configfile: "config/config.yaml"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/arithmetic.smk"
 include: "workflow/rules/imagenet.smk"
+include: "workflow/rules/mislabel.smk"
 include: "workflow/rules/compare.smk"
 
 
@@ -24,5 +25,6 @@ rule all:
     input:
         figures("arithmetic_separation", "arithmetic_search"),
         figures("imagenet_map", "imagenet_matrix", "imagenet_lift", "imagenet_convergence"),
+        figures("mislabel_detection"),
         rules.figure_imagenet_thumbnails.output if IMAGES else [],
         rules.compare.output,

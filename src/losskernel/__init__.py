@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from losskernel.kernel import correlation, covariance, nearest_neighbors, self_covariance
+    from losskernel.moments import StreamingMoments
+    from losskernel.pilot import propose_probe
     from losskernel.probe import Probe, sgld_step
     from losskernel.sampling import sample_losses
     from losskernel.trace import LossTrace
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
 __all__ = [
     "LossTrace",
     "Probe",
+    "StreamingMoments",
     "correlation",
     "covariance",
     "nearest_neighbors",
+    "propose_probe",
     "sample_losses",
     "self_covariance",
     "sgld_step",
@@ -26,6 +30,8 @@ __all__ = [
 
 _MODULES = {
     "kernel": ("correlation", "covariance", "nearest_neighbors", "self_covariance"),
+    "moments": ("StreamingMoments",),
+    "pilot": ("propose_probe",),
     "probe": ("Probe", "sgld_step"),
     "sampling": ("sample_losses",),
     "trace": ("LossTrace",),

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from losskernel.errors import LossKernelError
 
-EXPERIMENTS = ("arithmetic", "imagenet", "limit", "compare", "trace")
-FIGURES = ("arithmetic", "imagenet")
+EXPERIMENTS = ("arithmetic", "imagenet", "mislabel", "limit", "compare", "trace")
+FIGURES = ("arithmetic", "imagenet", "mislabel")
 log = logging.getLogger("losskernel")
 
 

@@ -9,6 +9,8 @@ rule compare:
         arithmetic_rows=rules.arithmetic_summarize.output.rows,
         imagenet=rules.imagenet_analyze.output.arrays,
         lift=rules.imagenet_analyze.output.lift,
+        mislabel=rules.mislabel_probe_time.output.summary,
+        detection=rules.mislabel_detect.output.summary,
         code=code("experiments.compare.table"),
     output:
         report(config["compare"], category="Reported against reproduced"),
@@ -29,5 +31,6 @@ rule compare:
     shell:
         "losskernel compare table --reported {input.reported} --arithmetic {input.arithmetic} "
         "--arithmetic-rows {input.arithmetic_rows} "
-        "--imagenet {input.imagenet} --imagenet-lift {input.lift} --settings {params.settings:q} "
+        "--imagenet {input.imagenet} --imagenet-lift {input.lift} --mislabel {input.mislabel} "
+        "--mislabel-detection {input.detection} --settings {params.settings:q} "
         "--output {output} 2> {log}"

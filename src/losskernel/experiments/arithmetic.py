@@ -115,7 +115,8 @@ def sample(
 ) -> None:
     """Sample the probe distribution around one trained network, a loss trace a sampling seed.
 
-    A group names the parameters that are perturbed and may have a probe of its own. Gradients come
+    A group names the parameters that are perturbed, and may have a probe and draws of its own.
+    Gradients come
     from the network's training pairs; the probe inputs are drawn from both tasks. ``output_limit``
     holds the Gram matrix of the probe inputs' loss gradients, which is the kernel's high-gamma
     limit up to a factor.
@@ -126,6 +127,7 @@ def sample(
     kept, _ = _tables(network, settings["train_share"], training_seed)
     inputs = probe_subset(kept, settings["probe_inputs"], training_seed)
     probe = Probe(**chosen.get("probe", settings["probe"]))
+    sampling = settings["sampling"] | chosen.get("sampling", {})
     with tempfile.TemporaryDirectory(dir=output_limit.parent) as scratch:
         gradients = per_sample_gradients(
             model,
@@ -135,7 +137,7 @@ def sample(
         )
         for seed, path in zip(settings["sampling_seeds"], output, strict=True):
             trace = _sample_with_linear_part(
-                model, kept, inputs, probe, settings["sampling"], gradients, seed, Path(scratch)
+                model, kept, inputs, probe, sampling, gradients, seed, Path(scratch)
             )
             trace.dataset.attrs |= {
                 "training_seed": training_seed,
