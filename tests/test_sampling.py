@@ -381,3 +381,28 @@ def test_minibatches_are_drawn_without_replacement_by_every_chain():
     # Each index is in a batch with probability 8/20: binomial over 246 batches, 20 x 4.9 sigma.
     counts = np.bincount(np.concatenate(batches), minlength=20)
     assert np.abs(counts - 246 * 0.4).max() < 4.9 * np.sqrt(246 * 0.4 * 0.6)
+
+
+def test_cross_entropy_keeps_a_loss_far_below_the_rounding_of_its_logits():
+    """A margin of m between the target and each of c others is a loss of log(1 + c exp(-m))."""
+    margins = torch.tensor([0.5, 5.0, 15.0, 40.0, 80.0])
+    logits = (
+        torch.full((5, 4), 3.0) + torch.eye(4)[torch.tensor([1, 0, 2, 3, 1])] * margins[:, None]
+    )
+    target = torch.tensor([1, 0, 2, 3, 1])
+    expected = torch.log1p(3 * torch.exp(-margins.double()))
+    found = cross_entropy(logits, target).double()
+    # Logits of up to 83 are within 83 * 2^-24 of themselves, so a margin is within 1e-5.
+    assert ((found - expected).abs() <= 2e-5 * expected).all()
+    usual = nn.functional.cross_entropy(logits, target, reduction="none").double()
+    assert (usual[3:] == 0).all()  # what the form is for
+    wrong = cross_entropy(-logits, target).double()
+    np.testing.assert_allclose(
+        wrong, nn.functional.cross_entropy(-logits.double(), target, reduction="none"), rtol=1e-6
+    )
+
+
+def test_cross_entropy_takes_class_probabilities():
+    logits, shares = torch.randn(6, 4), torch.rand(6, 4).softmax(1)
+    expected = nn.functional.cross_entropy(logits, shares, reduction="none")
+    assert torch.equal(cross_entropy(logits, shares), expected)
