@@ -13,9 +13,10 @@ from sklearn.datasets import load_digits
 
 from benchmarks.harness import alternate, command, product_rate, ratios, summary
 from losskernel import Probe, sample_losses
+from losskernel.control_variate import limit_kernel, normalize
 from losskernel.diagnostics import cka
 from losskernel.kernel import correlation
-from losskernel.linear_response import gram, limit_kernel, normalize
+from losskernel.linear_response import gram
 from losskernel.per_sample_gradients import per_sample_gradients
 
 LIMIT, SAMPLER = "linear limit", "sampler"

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from losskernel.control_variate import normalize
 from losskernel.errors import TraceError
 from losskernel.experiments import imagenet, limit
 from losskernel.kernel import correlation, covariance
-from losskernel.linear_response import normalize
 from losskernel.trace import LossTrace
 
 HIERARCHY = Path(__file__).parents[1] / "results/reference/imagenet/hierarchy.json"

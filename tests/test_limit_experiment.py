@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from losskernel import Probe, covariance, sample_losses
+from losskernel.control_variate import normalize
 from losskernel.errors import TraceError
 from losskernel.experiments import limit
-from losskernel.linear_response import normalize
 from losskernel.per_sample_gradients import per_sample_gradients
 
 PROBE = Probe(n_beta=5, gamma=1e4, step_size=1e-4)

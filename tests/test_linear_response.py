@@ -8,15 +8,13 @@ from scipy.stats import t as student
 from torch import nn
 
 from losskernel import Probe, correlation, covariance, sample_losses
+from losskernel.control_variate import control_variate_kernel, limit_kernel, normalize
 from losskernel.diagnostics import cka
 from losskernel.errors import ConfigError, LossKernelError, TraceError
 from losskernel.linear_response import (
-    control_variate_kernel,
     displacement_probe,
     gram,
-    limit_kernel,
     linear_part,
-    normalize,
     write_coupled_displacements,
 )
 from losskernel.per_sample_gradients import per_sample_gradients

@@ -2,11 +2,11 @@ r"""The loss kernel to first order in the displacement of the weights: exact as 
 
 With ``l_i(w) = l_i(w*) + a_i + r_i``, ``a_i = g_i . (w - w*)`` the *linear part* of a loss and
 ``g_i`` its gradient at the trained weights, the kernel of the linear parts depends on the Gram
-matrix of the gradients alone (:func:`limit_kernel`), and the remainder vanishes against it as the
-localization gamma grows. So the limit is a check on the sampler, and the linear parts are a control
-variate (Glasserman 2003, *Monte Carlo Methods in Financial Engineering*, Section 4.1): known in
-every draw (:func:`linear_part`) and known in distribution, they take their own sampling noise out
-of the kernel (:func:`control_variate_kernel`).
+matrix of the gradients alone (:func:`losskernel.control_variate.limit_kernel`), and the remainder
+vanishes against it as the localization gamma grows. So the limit is a check on the sampler, and the
+linear parts are a control variate (Glasserman 2003, *Monte Carlo Methods in Financial Engineering*,
+Section 4.1): known in every draw (:func:`linear_part`) and known in distribution, they take their
+own sampling noise out of the kernel (:func:`losskernel.control_variate.control_variate_kernel`).
 
 Which displacement the linear part is taken at is a choice. That of the chain itself
 (``sample_losses(..., displacements=True)``) is the closest, but its covariance is known exactly
@@ -25,15 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from losskernel.diagnostics import shifted
-from losskernel.errors import ConfigError, TraceError
+from losskernel.errors import TraceError
 from losskernel.files import atomic_path
 from losskernel.journal import DISPLACEMENTS
-from losskernel.kernel import covariance
 from losskernel.parameters import layout_fingerprint
 from losskernel.per_sample_gradients import Gradients
 from losskernel.probe import Probe, sgld_step
@@ -69,50 +66,6 @@ def gram(
             result += rows @ rows.T
             shown.update(part.stop - part.start)
     return result * np.outer(gradients.scale, gradients.scale)
-
-
-def limit_kernel(gram: ArrayLike, probe: Probe) -> np.ndarray:
-    r"""``Cov(a_i, a_j)`` in the chain's stationary law, ``(input, input)``: the linear loss kernel.
-
-    Without the loss (``n_beta = 0``) the displacement is normal with variance ``v``, that of
-    :attr:`losskernel.probe.Probe.localization_variance`, and the kernel is ``v Gamma``, exactly,
-    with ``Gamma`` the Gram matrix of the gradients.
-
-    With it, the mean loss of the n inputs bends the distribution. Its Hessian is taken to be the
-    empirical Fisher matrix ``F = G^T G / n`` (rows of G the gradients), an approximation; its
-    slope, which shifts the mean alone, is left out. In continuous time the displacement has
-    precision ``gamma I + n_beta F``, and by the push-through identity ::
-
-        K = G (gamma I + n_beta/n G^T G)^-1 G^T = Gamma (gamma I + n_beta/n Gamma)^-1.
-
-    An eigenvector of ``Gamma`` with eigenvalue mu is thus a direction of precision
-    ``p = gamma + n_beta mu / n``; a step size eps multiplies its variance by
-    ``1 / (1 - eps p / 4)``. The noise of minibatches is left out: it widens the distribution.
-
-    Args:
-        gram: ``Gamma``, from :func:`gram`. For ``n_beta > 0`` of the very inputs whose mean loss
-            drives the chain, and of all perturbed parameters.
-        probe: the settings of the chain.
-
-    Raises:
-        ConfigError: ``gamma`` is 0 (there is no stationary law), or a direction has ``eps p >= 4``.
-    """
-    gram = np.asarray(gram, np.float64)
-    if probe.gamma == 0:
-        raise ConfigError("probe: gamma = 0 has no linear limit; choose it above 0")
-    if probe.n_beta == 0:
-        return gram * probe.localization_variance
-    eigenvalues, vectors = np.linalg.eigh(gram)
-    eigenvalues = eigenvalues.clip(0)  # rounding leaves those that vanish on either side of 0
-    precision = probe.gamma + probe.n_beta / len(gram) * eigenvalues
-    if probe.step_size * precision[-1] >= 4:
-        raise ConfigError(
-            f"probe: step_size * precision = {probe.step_size * precision[-1]:g} in the steepest "
-            "direction of the empirical Fisher matrix; from 4 on the linear chain is unstable: "
-            "lower step_size or n_beta"
-        )
-    variance = 1 / (precision * (1 - probe.step_size * precision / 4))
-    return (vectors * (eigenvalues * variance)) @ vectors.T
 
 
 def linear_part(
@@ -174,47 +127,10 @@ def linear_part(
     return result * np.concatenate(scales)[:, None, None] * gradients.scale
 
 
-def control_variate_kernel(
-    losses: ArrayLike, linear: ArrayLike, known: ArrayLike, center: str = "pooled"
-) -> np.ndarray:
-    """The loss kernel with the sampling noise of the linear parts taken out, ``(input, input)``.
-
-    With ``l = a + r`` the covariance of the losses is ``Cov(a, a) + Cov(a, r) + Cov(r, a) +
-    Cov(r, r)``; the first term is replaced by its known value and the others are estimated. Since
-    the estimates add up as the covariances do, that is ::
-
-        K_cv = K + (known - Cov(a, a)),    K and Cov(a, a) estimated from the same draws.
-
-    Its expectation is that of the plain K, if ``known`` is the covariance of ``linear``: exactly so
-    for ``n_beta = 0`` and for coupled displacements (after burn-in: :func:`limit_kernel` is the
-    stationary law); up to the error of the empirical Fisher matrix for the displacements of the
-    chain itself at ``n_beta > 0``. It need not be positive semi-definite.
-
-    Args:
-        losses: ``(chain, draw, input)`` or ``(draw, input)``.
-        linear: linear parts at the same draws, of the same shape.
-        known: their exact covariance, ``(input, input)``.
-        center: as for :func:`losskernel.kernel.deviations`.
-
-    Raises:
-        TraceError: the shapes do not fit.
-    """
-    if np.shape(losses) != np.shape(linear):
-        raise TraceError(
-            f"linear part: shape {np.shape(linear)} is not that of the losses, {np.shape(losses)}; "
-            "take both from the same draws and inputs"
-        )
-    inputs = np.shape(losses)[-1]
-    if np.shape(known) != (inputs, inputs):
-        raise TraceError(
-            f"known covariance: shape {np.shape(known)} is not ({inputs}, {inputs}), one row an "
-            "input; take the Gram matrix from the same inputs"
-        )
-    return covariance(losses, center) + (np.asarray(known) - covariance(linear, center))
-
-
 def displacement_probe(folder: str | Path) -> Probe:
-    """The probe whose law stored displacements have, for :func:`limit_kernel`.
+    """The probe whose law stored displacements have.
+
+    For :func:`losskernel.control_variate.limit_kernel`.
 
     Args:
         folder: a journal, or what :func:`write_coupled_displacements` made (then ``n_beta`` is 0).
@@ -225,51 +141,17 @@ def displacement_probe(folder: str | Path) -> Probe:
     return Probe(**_Run.read(Path(folder)).probe)
 
 
-def control_variate_null(
-    losses: ArrayLike, linear: ArrayLike, kernel: ArrayLike, seed: int = 0
-) -> np.ndarray:
-    """R of inputs that share nothing but the sampling noise of :func:`control_variate_kernel`.
-
-    The losses and linear parts of each input are rotated in time by a random shift of its own
-    (:func:`losskernel.diagnostics.shifted`), which leaves off the diagonal the noise of the
-    estimated terms alone; it is scaled by the variances of the estimate. The standard deviation off
-    the diagonal is the noise floor.
-
-    Args:
-        losses, linear: ``(chain, draw, input)``, as for :func:`control_variate_kernel`.
-        kernel: the estimate, ``(input, input)``.
-        seed: of the shifts.
-    """
-    noise = covariance(shifted(losses, seed)) - covariance(shifted(linear, seed))
-    np.fill_diagonal(noise, np.diag(kernel))
-    return normalize(noise)
-
-
-def normalize(kernel: ArrayLike) -> np.ndarray:
-    """``R``: a covariance matrix over its standard deviations, within [-1, 1].
-
-    As :func:`losskernel.kernel.correlation`, for a kernel without samples: 1 on the diagonal, 0 in
-    the rows and columns of inputs whose variance is not positive, as an estimate's may be.
-    """
-    kernel = np.asarray(kernel, np.float64)
-    variance = np.diag(kernel)
-    positive = variance > 0
-    inverse = np.where(positive, np.where(positive, variance, 1) ** -0.5, 0)
-    result = np.clip(kernel * np.outer(inverse, inverse), -1, 1)
-    np.fill_diagonal(result, positive)
-    return result
-
-
 def write_coupled_displacements(
     journal: str | Path, folder: str | Path, progress: bool = True
 ) -> None:
     """Displacements of chains without the loss, moved by the very noise of a sampling run.
 
     ``x <- (1 - eps gamma / 2) x + sqrt(eps) noise``, from 0, with the run's noise: what the run
-    would be at ``n_beta = 0``. Its law is known (:func:`limit_kernel` at ``n_beta = 0``), and
-    sharing the noise makes its linear parts follow the losses of the run. The noise is drawn again
-    from the run's seed, so the run need not have kept displacements. It must have run on the CPU:
-    generators of other devices draw other numbers.
+    would be at ``n_beta = 0``. Its law is known
+    (:func:`losskernel.control_variate.limit_kernel` at ``n_beta = 0``), and sharing the noise makes
+    its linear parts follow the losses of the run. The noise is drawn again from the run's seed, so
+    the run need not have kept displacements. It must have run on the CPU: generators of other
+    devices draw other numbers.
 
     Args:
         journal: folder of the run's journal.

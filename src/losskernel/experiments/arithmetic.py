@@ -20,6 +20,12 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from losskernel.control_variate import (
+    control_variate_kernel,
+    control_variate_null,
+    limit_kernel,
+    normalize,
+)
 from losskernel.data.arithmetic import (
     ADDITION,
     DIVISION,
@@ -33,15 +39,7 @@ from losskernel.errors import LossKernelError
 from losskernel.files import atomic_path
 from losskernel.geometry import kernel_distances, nearest_neighbors, umap_embedding
 from losskernel.kernel import covariance
-from losskernel.linear_response import (
-    control_variate_kernel,
-    control_variate_null,
-    gram,
-    limit_kernel,
-    linear_part,
-    normalize,
-    write_coupled_displacements,
-)
+from losskernel.linear_response import gram, linear_part, write_coupled_displacements
 from losskernel.models.transformer import ArithmeticTransformer
 from losskernel.per_sample_gradients import Gradients, per_sample_gradients
 from losskernel.probe import Probe

@@ -19,6 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from losskernel.control_variate import (
+    control_variate_kernel,
+    control_variate_null,
+    limit_kernel,
+    normalize,
+)
 from losskernel.data.images import WnidImages, imagenet_wnids, load_images
 from losskernel.diagnostics import cka, convergence, effective_rank, shifted
 from losskernel.errors import ConfigError, TraceError
@@ -27,14 +33,7 @@ from losskernel.geometry import kernel_distances, nearest_neighbors, umap_embedd
 from losskernel.hierarchy import Hierarchy, coarse_groups, hierarchy_order
 from losskernel.inputs import fingerprint
 from losskernel.kernel import correlation, covariance, self_covariance
-from losskernel.linear_response import (
-    control_variate_kernel,
-    control_variate_null,
-    limit_kernel,
-    linear_part,
-    normalize,
-    write_coupled_displacements,
-)
+from losskernel.linear_response import linear_part, write_coupled_displacements
 from losskernel.models.loader import Classifier, load_classifier
 from losskernel.per_sample_gradients import Gradients, per_sample_gradients
 from losskernel.probe import Probe

@@ -11,16 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from losskernel.control_variate import control_variate_kernel, limit_kernel, normalize
 from losskernel.errors import TraceError
 from losskernel.files import atomic_path
-from losskernel.linear_response import (
-    control_variate_kernel,
-    displacement_probe,
-    limit_kernel,
-    linear_part,
-    normalize,
-    write_coupled_displacements,
-)
+from losskernel.linear_response import displacement_probe, linear_part, write_coupled_displacements
 from losskernel.linear_response import gram as gram_matrix
 from losskernel.per_sample_gradients import Gradients
 from losskernel.probe import Probe
