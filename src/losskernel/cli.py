@@ -18,7 +18,18 @@ from pathlib import Path
 
 from losskernel.errors import LossKernelError
 
-EXPERIMENTS = ("arithmetic", "imagenet", "mislabel", "limit", "compare", "trace")
+EXPERIMENTS = (
+    "arithmetic",
+    "arithmetic_separation",
+    "arithmetic_search",
+    "imagenet",
+    "mislabel",
+    "development",
+    "development_arithmetic",
+    "limit",
+    "compare",
+    "trace",
+)
 FIGURES = ("arithmetic", "imagenet", "mislabel")
 log = logging.getLogger("losskernel")
 
@@ -31,12 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
         for name in names:
             module = f"losskernel.{package}.{name}"
             group = name if package == "experiments" else f"figure-{name}"
+            group = group.replace("_", "-")
             described = f"{package}: {name}"
-            commands = groups.add_parser(group, help=described)
-            commands.set_defaults(module=module)
+            # Its --help is the command parser's, which names the commands.
+            commands = groups.add_parser(group, help=described, add_help=False)
+            commands.set_defaults(module=module, group=group)
     known, rest = parser.parse_known_args(arguments)
     module = importlib.import_module(known.module)
-    chosen = _command_parser(module, known.module.rpartition(".")[2]).parse_args(rest)
+    chosen = _command_parser(module, known.group).parse_args(rest)
     return _run(chosen.function, {k: v for k, v in vars(chosen).items() if k != "function"})
 
 

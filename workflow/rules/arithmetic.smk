@@ -2,11 +2,12 @@
 
 ARITHMETIC = f"{RESULTS}/arithmetic"
 arithmetic = config["arithmetic"]
+# The network and the group of weights that the figure shows.
+FIGURED = f"{arithmetic['figure_group']}-{arithmetic['training_seeds'][0]}"
 
 
 wildcard_constraints:
     seed=r"\d+",
-    group="|".join(arithmetic["groups"]),
     setup="|".join(setup["name"] for setup in arithmetic["search"]["setups"]),
 
 
@@ -35,20 +36,21 @@ rule arithmetic_train:
 
 
 rule arithmetic_sample:
-    """Sample around one network, one group of weights perturbed: a trace a seed, and the limit."""
+    """Sample around one network: a trace a group of weights and seed, and the limit of each group."""
     input:
         weights=rules.arithmetic_train.output.weights,
         code=code("experiments.arithmetic.sample"),
     output:
         traces=expand(
-            f"{ARITHMETIC}/traces/{{{{group}}}}-{{{{seed}}}}-{{sampling_seed}}.nc",
+            f"{ARITHMETIC}/traces/{{group}}-{{{{seed}}}}-{{sampling_seed}}.nc",
+            group=arithmetic["groups"],
             sampling_seed=arithmetic["sampling_seeds"],
         ),
-        limit=f"{ARITHMETIC}/limits/{{group}}-{{seed}}.npz",
+        limits=expand(f"{ARITHMETIC}/limits/{{group}}-{{{{seed}}}}.npz", group=arithmetic["groups"]),
     log:
-        f"{RESULTS}/logs/arithmetic_sample/{{group}}-{{seed}}.log",
+        f"{RESULTS}/logs/arithmetic_sample/{{seed}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/arithmetic_sample/{{group}}-{{seed}}.tsv"
+        f"{RESULTS}/benchmarks/arithmetic_sample/{{seed}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -69,25 +71,17 @@ rule arithmetic_sample:
         ),
     shell:
         "losskernel arithmetic sample --settings {params.settings:q} --weights {input.weights} "
-        "--training-seed {wildcards.seed} --group {wildcards.group} --output {output.traces} "
-        "--output-limit {output.limit} 2> {log}"
+        "--training-seed {wildcards.seed} --output {output.traces} "
+        "--output-limits {output.limits} 2> {log}"
 
 
 rule arithmetic_measure:
     """Separation of the tasks and convergence of every trace of one network."""
     input:
-        traces=expand(
-            rules.arithmetic_sample.output.traces,
-            group=arithmetic["groups"],
-            allow_missing=True,
-        ),
-        limits=expand(
-            rules.arithmetic_sample.output.limit,
-            group=arithmetic["groups"],
-            allow_missing=True,
-        ),
+        traces=rules.arithmetic_sample.output.traces,
+        limits=rules.arithmetic_sample.output.limits,
         history=rules.arithmetic_train.output.history,
-        code=code("experiments.arithmetic.measure"),
+        code=code("experiments.arithmetic_separation.measure"),
     output:
         f"{ARITHMETIC}/separation/{{seed}}.csv",
     log:
@@ -101,7 +95,7 @@ rule arithmetic_measure:
         mem_mb=2000,
         runtime=20,
     shell:
-        "losskernel arithmetic measure --traces {input.traces} --limits {input.limits} "
+        "losskernel arithmetic-separation measure --traces {input.traces} --limits {input.limits} "
         "--history {input.history} --output {output} 2> {log}"
 
 
@@ -109,7 +103,7 @@ rule arithmetic_summarize:
     """The measurements of all networks, and their mean and spread."""
     input:
         rows=expand(rules.arithmetic_measure.output, seed=arithmetic["training_seeds"]),
-        code=code("experiments.arithmetic.summarize"),
+        code=code("experiments.arithmetic_separation.summarize"),
     output:
         rows=f"{ARITHMETIC}/separation.csv",
         summary=f"{ARITHMETIC}/summary.csv",
@@ -124,24 +118,44 @@ rule arithmetic_summarize:
         mem_mb=1000,
         runtime=5,
     shell:
-        "losskernel arithmetic summarize --rows {input.rows} --output {output.rows} "
+        "losskernel arithmetic-separation summarize --rows {input.rows} --output {output.rows} "
         "--output-summary {output.summary} 2> {log}"
+
+
+rule arithmetic_claims:
+    """What the networks say of the paper's numbers."""
+    input:
+        summary=rules.arithmetic_summarize.output.summary,
+        rows=rules.arithmetic_summarize.output.rows,
+        reported="config/reported.csv",
+        code=code("experiments.arithmetic_separation.claims"),
+    output:
+        f"{ARITHMETIC}/claims.csv",
+    log:
+        f"{RESULTS}/logs/arithmetic_claims.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/arithmetic_claims.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        settings=settings(
+            "arithmetic", "network", "probe", "groups", "sampling_seeds", "figure_group", "score"
+        ),
+    shell:
+        "losskernel arithmetic-separation claims --summary {input.summary} --rows {input.rows} "
+        "--reported {input.reported} --settings {params.settings:q} --output {output} 2> {log}"
 
 
 rule arithmetic_kernel:
     """Kernel and embedding of the first network, for the figure."""
     input:
-        trace=expand(
-            rules.arithmetic_sample.output.traces[0],
-            group=arithmetic["figure_group"],
-            seed=arithmetic["training_seeds"][0],
-        ),
-        limit=expand(
-            rules.arithmetic_sample.output.limit,
-            group=arithmetic["figure_group"],
-            seed=arithmetic["training_seeds"][0],
-        ),
-        code=code("experiments.arithmetic.kernel"),
+        trace=f"{ARITHMETIC}/traces/{FIGURED}-{arithmetic['sampling_seeds'][0]}.nc",
+        limit=f"{ARITHMETIC}/limits/{FIGURED}.npz",
+        code=code("experiments.arithmetic_separation.kernel"),
     output:
         f"{ARITHMETIC}/kernel.npz",
     log:
@@ -157,7 +171,7 @@ rule arithmetic_kernel:
     params:
         settings=settings("arithmetic", "neighbors", seed=config["seed"]),
     shell:
-        "losskernel arithmetic kernel --trace {input.trace} --limit {input.limit} "
+        "losskernel arithmetic-separation kernel --trace {input.trace} --limit {input.limit} "
         "--settings {params.settings:q} --output {output} 2> {log}"
 
 
@@ -190,7 +204,7 @@ rule figure_arithmetic_separation:
 rule arithmetic_search_setup:
     """Every probe setting of the search around one network of one training setup."""
     input:
-        code=code("experiments.arithmetic.search"),
+        code=code("experiments.arithmetic_search.search"),
     output:
         f"{ARITHMETIC}/search/{{setup}}.csv",
     log:
@@ -220,7 +234,7 @@ rule arithmetic_search_setup:
             next(s for s in arithmetic["search"]["setups"] if s["name"] == wildcards.setup)
         ),
     shell:
-        "losskernel arithmetic search --settings {params.settings:q} --setup {params.setup:q} "
+        "losskernel arithmetic-search search --settings {params.settings:q} --setup {params.setup:q} "
         "--seed {params.seed} --output {output} 2> {log}"
 
 
@@ -231,7 +245,7 @@ rule arithmetic_search:
             rules.arithmetic_search_setup.output,
             setup=[setup["name"] for setup in arithmetic["search"]["setups"]],
         ),
-        code=code("experiments.arithmetic.stack"),
+        code=code("experiments.arithmetic_search.stack"),
     output:
         f"{ARITHMETIC}/search.csv",
     log:
@@ -245,7 +259,7 @@ rule arithmetic_search:
         mem_mb=1000,
         runtime=5,
     shell:
-        "losskernel arithmetic stack --rows {input.rows} --output {output} 2> {log}"
+        "losskernel arithmetic-search stack --rows {input.rows} --output {output} 2> {log}"
 
 
 rule figure_arithmetic_search:

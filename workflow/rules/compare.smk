@@ -5,8 +5,7 @@ rule compare:
     """One row for every number and claim of the paper: `snakemake compare`."""
     input:
         reported="config/reported.csv",
-        arithmetic=rules.arithmetic_summarize.output.summary,
-        arithmetic_rows=rules.arithmetic_summarize.output.rows,
+        claims=[rules.arithmetic_claims.output[0]],
         imagenet=rules.imagenet_analyze.output.arrays,
         lift=rules.imagenet_analyze.output.lift,
         mislabel=rules.mislabel_probe_time.output.summary,
@@ -24,13 +23,8 @@ rule compare:
     resources:
         mem_mb=1000,
         runtime=5,
-    params:
-        settings=settings(
-            "arithmetic", "network", "probe", "groups", "sampling_seeds", "figure_group", "score"
-        ),
     shell:
-        "losskernel compare table --reported {input.reported} --arithmetic {input.arithmetic} "
-        "--arithmetic-rows {input.arithmetic_rows} "
+        "losskernel compare table --reported {input.reported} --claims {input.claims} "
         "--imagenet {input.imagenet} --imagenet-lift {input.lift} --mislabel {input.mislabel} "
-        "--mislabel-detection {input.detection} --settings {params.settings:q} "
+        "--mislabel-detection {input.detection} "
         "--output {output} 2> {log}"

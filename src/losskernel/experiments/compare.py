@@ -23,65 +23,7 @@ COLUMNS = (
     "verdict",
 )
 NOT_YET = "not yet measured"
-SCORES = ("K", "R", "|K|", "|R|")
 MARKERS = ("<!-- compare:begin -->", "<!-- compare:end -->")
-
-
-def _arithmetic(summary: Path, rows: Path, settings: dict, reported_auc: float) -> dict[str, dict]:
-    table = pd.read_csv(summary).set_index(["statistic", "group"])
-    group, score = settings["figure_group"], settings["score"]
-    mean, sd = table.loc[("mean", group)], table.loc[("sd", group)]
-    networks = int(mean["networks"])
-    network = settings["network"]
-    tokens = "shared" if network["shared_operands"] else "separate"
-    classes = "shared" if network["shared_outputs"] else "separate"
-    probe = settings["groups"][group].get("probe", settings["probe"])
-    setting = (
-        f"n_beta={probe['n_beta']:g}, gamma={probe['gamma']:g}, eps={probe['step_size']:g}; "
-        f"p={network['prime']}, {tokens} operand tokens, {classes} answer classes, "
-        f"{int(mean['inputs'])} inputs, weights perturbed: {group}; "
-        f"{networks} training x {len(settings['sampling_seeds'])} sampling seeds of "
-        f"{int(mean['chains'])} chains x {int(mean['draws'])} draws, linear part as control "
-        "variate; spread: sd over networks"
-    )
-    auc, auc_sd = mean[f"auc_{score}"], sd[f"auc_{score}"]
-    others = ", ".join(f"{name} {mean[f'auc_{name}']:.3f}" for name in SCORES if name != score)
-    verdict = (
-        f"{'reached' if auc >= reported_auc else 'not reached'} by {score} of the weights {group} "
-        f"({others}); {score} without control variate {mean[f'plain_auc_{score}']:.3f}, in the "
-        f"exact high-gamma limit {mean[f'limit_auc_{score}']:.3f}"
-    )
-    if group != "all" and ("mean", "all") in table.index:
-        whole = table.loc[("mean", "all")]
-        scores = ", ".join(f"{name} {whole[f'auc_{name}']:.3f}" for name in SCORES)
-        verdict += f"; all weights perturbed: {scores}"
-    within = (mean["R_sd_addition"] + mean["R_sd_division"]) / 2 / mean["R_sd_across"]
-    seeds = pd.read_csv(rows)
-    seeds = seeds[seeds["group"] == group].groupby("training_seed").mean(numeric_only=True)
-    ratios = (seeds["R_sd_addition"] + seeds["R_sd_division"]) / 2 / seeds["R_sd_across"]
-    across, error = mean["R_mean_across"], sd["R_mean_across"] / np.sqrt(networks)
-    floor = mean["noise_floor"]
-    return {
-        "arithmetic.auc": _row(auc, auc_sd, networks, f"score {score}; {setting}", verdict),
-        "arithmetic.within_task": _row(
-            within,
-            ratios.std(ddof=1),
-            networks,
-            setting,
-            f"{'holds' if within > 1 else 'does not hold'}: sd of R {mean['R_sd_addition']:.3f} "
-            f"(addition), {mean['R_sd_division']:.3f} (division), {mean['R_sd_across']:.3f} "
-            f"(across); noise floor {floor:.3f}",
-        ),
-        "arithmetic.cross_task": _row(
-            across,
-            sd["R_mean_across"],
-            networks,
-            setting,
-            f"{'holds' if abs(across) < 2 * error else 'does not hold'}: mean R across tasks "
-            f"{across:+.4f}, standard error over networks {error:.4f}; within addition "
-            f"{mean['R_mean_addition']:+.3f}, within division {mean['R_mean_division']:+.3f}",
-        ),
-    }
 
 
 def _imagenet(arrays: Path, lift: Path) -> dict[str, dict]:
@@ -181,13 +123,11 @@ def _row(reproduced, spread, n, setting: str, verdict: str) -> dict:
 
 def table(
     reported: Path,
-    arithmetic: Path,
-    arithmetic_rows: Path,
+    claims: list[Path],
     imagenet: Path,
     imagenet_lift: Path,
     mislabel: Path,
     mislabel_detection: Path,
-    settings: dict,
     output: Path,
 ) -> None:
     """Write ``compare.csv``: numbers in ``reported``, ``reproduced``, ``spread``; words elsewhere.
@@ -198,8 +138,8 @@ def table(
         DataError: a measured id is not in the table of reported values.
     """
     rows = pd.read_csv(reported)
-    reported_auc = rows.set_index("id").loc["arithmetic.auc", "reported"]
-    measured = _arithmetic(arithmetic, arithmetic_rows, settings, reported_auc)
+    found = pd.concat([pd.read_csv(path) for path in claims]).set_index("id")
+    measured = found.to_dict("index")
     measured |= _imagenet(imagenet, imagenet_lift)
     measured |= _mislabel(mislabel, mislabel_detection)
     unknown = sorted(set(measured) - set(rows["id"]))

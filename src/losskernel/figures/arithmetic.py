@@ -118,10 +118,11 @@ def _auc(axis, summary: pd.DataFrame, paper: float) -> None:
     networks = int(summary["networks"].max())
     names = [group.replace("_", " ") for group in groups]
     axis.set_xticks(range(len(groups)), names, rotation=20, ha="right")
-    axis.set(ylim=(0.3, 1.12), xlabel="weights perturbed", ylabel="pair ROC-AUC")
+    axis.set(ylim=(0.3, 1.3), xlabel="weights perturbed", ylabel="pair ROC-AUC")
+    axis.set_yticks([0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
     axis.set_title(f"Same task or not? ({networks} networks, ± sd)")
     axis.scatter([], [], marker="_", color="black", label="exact limit")
-    axis.legend(title="score", ncols=5, frameon=False, loc="upper left", fontsize="small")
+    axis.legend(title="score", ncols=3, frameon=False, loc="upper left", fontsize="small")
 
 
 def _spread(axis, data: dict) -> None:
@@ -130,8 +131,9 @@ def _spread(axis, data: dict) -> None:
     deviations = [blocks[KINDS[name]].std() for name in names]
     means = [blocks[KINDS[name]].mean() for name in names]
     at = np.arange(len(names))
-    axis.bar(at - 0.2, deviations, 0.38, color=[COLORS[n] for n in names], label="sd of R")
-    axis.bar(at + 0.2, means, 0.38, color=[COLORS[n] for n in names], hatch="//", label="mean of R")
+    colors = [COLORS[name] for name in names]
+    axis.bar(at - 0.2, deviations, 0.38, color=colors, label="sd")
+    axis.bar(at + 0.2, means, 0.38, color=colors, hatch="//", label="mean")
     floor = float(data["noise_floor"])
     axis.axhline(floor, color="black", linestyle="--", linewidth=0.8)
     axis.text(
@@ -145,7 +147,8 @@ def _spread(axis, data: dict) -> None:
     )
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set_xticks(at, [name.replace(" ", "\n") for name in names])
-    axis.set(ylabel="R", title="Mean (hatched) and sd (plain) of R")
+    axis.set(ylabel="R", title="Mean and sd of R over pairs")
+    axis.legend(frameon=False, fontsize="small")
 
 
 def search(table: Path, output: Path, output_png: Path) -> None:
