@@ -15,14 +15,34 @@ from devinterp.slt.sampler import sample
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import alternate, command, product_rate, ratios, summary
+from benchmarks.harness import alternate, command, product_rate, ratios, spread, summary
 from losskernel import Probe, sample_losses
 from losskernel.data.arithmetic import ArithmeticTable, modular_table, probe_subset
 from losskernel.models.transformer import ArithmeticTransformer
 
 PROBE = Probe(n_beta=10, gamma=1e4, step_size=1e-6)
 PEER, PEER_PROCESSES = "devinterp 1.3.2", "devinterp 1.3.2, a process a core"
+PEER_AS_WRITTEN = "devinterp 1.3.2, every position"
 OURS, COMPILED = "losskernel", "losskernel, compiled evaluation"
+
+
+class EveryPosition(torch.nn.Module):
+    """The same network as it is written down: every position computed, the last one read.
+
+    Ours computes what the answer depends on, a shortcut of the model's code that devinterp can be
+    given too; this is what it takes without.
+    """
+
+    def __init__(self, model: ArithmeticTransformer):
+        super().__init__()
+        self.network = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        network = self.network
+        x = network.embed_tokens(tokens) + network.embed_positions.weight
+        for block in network.blocks:
+            x = block(x)
+        return network.unembed(network.norm_final(x)[:, -1])
 
 
 class StoredLosses(SamplerCallback):
@@ -75,7 +95,9 @@ def run(
     processes: int = 2,
     device: str = "cpu",
 ) -> dict:
-    """Same model, chains, draws, batch and probe inputs; draws are counted over all chains.
+    """Same network, chains, draws, batch and probe inputs; draws are counted over all chains.
+
+    devinterp is given our code of the network, and once the network as it is written down.
 
     ``block`` is our evaluation block, ``compiled`` 0 leaves the compiled variant out, and
     ``processes`` 1 that of devinterp in several processes. Rates are of whole calls, except for
@@ -93,14 +115,14 @@ def run(
     means: dict[str, float] = {}
     compile_seconds = []
 
-    def peer(cores: int) -> float:
+    def peer(name: str, network: torch.nn.Module = model, cores: int = 1) -> float:
         callback = StoredLosses(probe, chains, draws, device)
         if cores > 1:
             callback.share_memory_()
         os.environ["OMP_NUM_THREADS"] = str(max(1, threads // cores))  # read by new processes
         start = time.time()
         sample(
-            model,
+            network,
             DataLoader(TensorDataset(*data), batch_size=batch, shuffle=True),
             [callback],
             evaluate,
@@ -114,7 +136,7 @@ def run(
             verbose=False,
         )
         end = time.time()
-        means[PEER if cores == 1 else PEER_PROCESSES] = callback.losses.mean().item()
+        means[name] = callback.losses.mean().item()
         if cores == 1:
             return total / (end - start)
         first = callback.times[:, 0].sort().values[:cores]  # of each process
@@ -143,24 +165,30 @@ def run(
             seconds = trace.attributes["seconds"]
         return total / seconds
 
-    variants = {PEER: lambda: peer(1), OURS: lambda: ours(False)}
+    variants = {
+        PEER: lambda: peer(PEER),
+        PEER_AS_WRITTEN: lambda: peer(PEER_AS_WRITTEN, EveryPosition(model)),
+        OURS: lambda: ours(False),
+    }
     if compiled:
         variants[COMPILED] = lambda: ours(True)
     if processes > 1:
-        variants[PEER_PROCESSES] = lambda: peer(processes)
+        variants[PEER_PROCESSES] = lambda: peer(PEER_PROCESSES, cores=processes)
     for variant in variants.values():
         variant()  # warm-up, compiling among it
     peak = product_rate(product_size, device)
-    found = alternate(variants, repeats)
+    found, cpu = alternate(variants, repeats)
     gflop = operations(model, table, probe, batch)
     floor = peak / gflop
     rows = [
         {
             "sampler": name,
             "draws/s": statistics.median(rates),
-            "lowest": min(rates),
-            "highest": max(rates),
+            **spread(rates),
             f"times {PEER}": ratios(found, name, PEER)["median"],
+            # The start of processes would count.
+            "by CPU time": None if name == PEER_PROCESSES else ratios(cpu, PEER, name)["median"],
+            "times every position": ratios(found, name, PEER_AS_WRITTEN)["median"],
             "share of floor": statistics.median(rates) / floor,
             "mean loss": means[name],
         }
@@ -178,6 +206,10 @@ def run(
         "notes": notes,
         "draws_per_second": {name: summary(rates) for name, rates in found.items()},
         "ratio_to_devinterp": {name: ratios(found, name, PEER) for name in found},
+        "ratio_to_devinterp_every_position": {
+            name: ratios(found, name, PEER_AS_WRITTEN) for name in found
+        },
+        "cpu_ratio_to_devinterp": {name: ratios(cpu, PEER, name) for name in found},
         "floor": {
             "gflop_a_draw": gflop,
             "product_gflops": peak,
@@ -187,18 +219,26 @@ def run(
     }
 
 
+QUICK = {
+    "prime": 5,
+    "width": 8,
+    "heads": 2,
+    "mlp_width": 8,
+    "chains": 2,
+    "draws": 3,
+    "batch": 8,
+    "inputs": 20,
+    "repeats": 2,
+    "product_size": 64,
+    "compiled": 0,
+    "processes": 1,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    command("devinterp_sampler", run, QUICK, arguments)
+
+
 if __name__ == "__main__":
-    quick = {
-        "prime": 5,
-        "width": 16,
-        "mlp_width": 32,
-        "chains": 2,
-        "draws": 3,
-        "batch": 8,
-        "inputs": 20,
-        "repeats": 2,
-        "product_size": 64,
-        "compiled": 0,
-        "processes": 1,
-    }
-    command("devinterp_sampler", run, quick)
+    main()

@@ -55,24 +55,42 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def alternate(functions: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Call each function in turn, over and over: A, B, A, B, ... What it returns, by name.
+def alternate(
+    functions: dict[str, Callable[[], float]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Call each function in turn, over and over: A, B, A, B, ...
 
     A machine that slows down slows all of them down, so ratios within a round stay fair.
+
+    Returns:
+        What each function returned, by name, and the seconds of CPU time that each call took,
+        processes that it started and saw end among them: those count what other programs on the
+        machine do not take away.
     """
     found: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
+            before = _cpu_seconds()
             found[name].append(function())
-    return found
+            seconds[name].append(_cpu_seconds() - before)
+    return found, seconds
+
+
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])  # user and system, its own and its children's
+
+
+def spread(values: list[float]) -> dict:
+    """Columns of a table beside a median."""
+    return {"lowest": min(values), "highest": max(values)}
 
 
 def summary(values: list[float]) -> dict:
     """Median and range, and the values themselves."""
     return {
         "median": statistics.median(values),
-        "lowest": min(values),
-        "highest": max(values),
+        **spread(values),
         "values": values,
     }
 
@@ -104,13 +122,16 @@ def _cell(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def command(name: str, run: Callable[..., dict], quick: dict) -> None:
+def command(
+    name: str, run: Callable[..., dict], quick: dict, arguments: list[str] | None = None
+) -> None:
     """The command line of one benchmark: an option for each argument of ``run``.
 
     Args:
         name: of the benchmark and of its JSON file.
         run: measures; returns ``rows``, ``notes`` and whatever else is worth keeping.
         quick: arguments of ``run`` for ``--quick``, which shows that it runs, not how fast.
+        arguments: of the command line; those of the process if not given.
     """
     parser = argparse.ArgumentParser(description=inspect.getdoc(run))
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs")
@@ -124,7 +145,7 @@ def command(name: str, run: Callable[..., dict], quick: dict) -> None:
             nargs="+" if many else None,
             help=f"default {default}",
         )
-    given = vars(parser.parse_args())
+    given = vars(parser.parse_args(arguments))
     chosen = defaults | (quick if given["quick"] else {})
     chosen |= {key: given[key] for key in defaults if given[key] is not None}
     result = run(**chosen)

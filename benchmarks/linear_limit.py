@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from benchmarks.harness import alternate, command, product_rate, ratios, summary
+from benchmarks.harness import alternate, command, product_rate, ratios, spread, summary
 from losskernel import Probe, sample_losses
 from losskernel.control_variate import limit_kernel, normalize
 from losskernel.diagnostics import cka
@@ -88,7 +88,7 @@ def run(
         return time.perf_counter() - start
 
     peak = product_rate(product_size)
-    found = alternate({LIMIT: limit_seconds, SAMPLER: sampler_seconds}, repeats)
+    found, _ = alternate({LIMIT: limit_seconds, SAMPLER: sampler_seconds}, repeats)
     limit_cka = cka(kept[LIMIT], reference)
     counts = np.unique(np.geomspace(min(5, draws), draws, 10).astype(int))
     curve = [cka(correlation(kept[SAMPLER][:, :count]), reference) for count in counts]
@@ -101,8 +101,7 @@ def run(
         {
             "kernel": LIMIT,
             "s": statistics.median(found[LIMIT]),
-            "lowest": min(found[LIMIT]),
-            "highest": max(found[LIMIT]),
+            **spread(found[LIMIT]),
             "CKA": limit_cka,
             "share of floor": gflop / peak / statistics.median(found[LIMIT]),
         },
@@ -134,14 +133,21 @@ def run(
     }
 
 
+QUICK = {
+    "inputs": 40,
+    "width": 8,
+    "draws": 20,
+    "reference_draws": 40,
+    "chains": 2,
+    "repeats": 2,
+    "product_size": 64,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    command("linear_limit", run, QUICK, arguments)
+
+
 if __name__ == "__main__":
-    quick = {
-        "inputs": 40,
-        "width": 8,
-        "draws": 20,
-        "reference_draws": 40,
-        "chains": 2,
-        "repeats": 2,
-        "product_size": 64,
-    }
-    command("linear_limit", run, quick)
+    main()

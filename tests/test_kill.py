@@ -85,8 +85,12 @@ draws = state() + 3
 resumed, uninterrupted = run(journal, draws), run(whole, draws)
 for name in ("loss", "batch_loss", "initial_loss"):
     np.testing.assert_array_equal(resumed.dataset[name], uninterrupted.dataset[name])
-assert resumed.attributes["seconds_draws"] == 3
+assert resumed.attributes["resumed_draws"] == draws - 3
+assert resumed.attributes["seconds_draws"] == draws and resumed.attributes["seconds"] > 0
 for path in whole.iterdir():
+    if path.name == "seconds.f64":  # the one file that tells of time
+        assert (journal / path.name).stat().st_size == path.stat().st_size == 8 * draws
+        continue
     assert (journal / path.name).read_bytes() == path.read_bytes(), path.name
 print(json.dumps(report))
 """

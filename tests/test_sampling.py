@@ -1,3 +1,4 @@
+import json
 import logging
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def test_interrupted_equals_uninterrupted(tmp_path, engine):
         found = sample(engine=engine, draws=draws, journal=tmp_path)
         assert found.losses.shape[1] == draws
     assert_same(found, whole)
-    assert found.attributes["seconds_draws"] == 3
+    assert found.attributes["resumed_draws"] == 4 and found.attributes["seconds_draws"] == 7
     again = sample(engine=engine, draws=4, journal=tmp_path)  # fewer than there are
     assert np.array_equal(again.losses, whole.losses[:, :4])
 
@@ -162,7 +163,7 @@ for target in sorted(rng.sample(range(draws - 10), kills)):
 resumed, whole = run(folder), run(None)
 for name in ("loss", "batch_loss", "initial_loss"):
     np.testing.assert_array_equal(resumed.dataset[name], whole.dataset[name])
-assert resumed.attributes["seconds_draws"] < draws
+assert resumed.attributes["resumed_draws"] > 0
 print("identical")
 """
 
@@ -200,6 +201,31 @@ def test_a_journal_of_another_run_is_refused_by_key(tmp_path, key, changes):
     sample(draws=1, journal=tmp_path)
     with pytest.raises(TraceError, match=f"holds a run with {key} = "):
         sample(draws=2, journal=tmp_path, **changes)
+
+
+def test_a_journal_of_another_loss_is_refused(tmp_path):
+    def squares(output, target):
+        return output.square().sum(-1)
+
+    sample(draws=1, journal=tmp_path / "default")
+    sample(draws=1, journal=tmp_path / "squares", loss=squares)
+    for folder, loss in (("default", squares), ("squares", cross_entropy)):
+        with pytest.raises(TraceError, match="holds a run with loss = "):
+            sample(draws=2, journal=tmp_path / folder, loss=loss)
+    found = sample(draws=2, journal=tmp_path / "squares", loss=squares)
+    assert "squares" in found.attributes["loss"]
+    # The default is not named in a journal, so that older ones go on.
+    assert "loss" not in json.loads((tmp_path / "default/settings.json").read_text())
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_calls(tmp_path):
+    first = sample(draws=3, journal=tmp_path).attributes
+    second = sample(draws=5, journal=tmp_path).attributes
+    assert first["seconds_draws"] == 3 and second["seconds_draws"] == 5
+    assert second["seconds"] > first["seconds"] > 0
+    (tmp_path / "seconds.f64").write_bytes(np.full(5, np.nan).tobytes())  # as of an older journal
+    third = sample(draws=6, journal=tmp_path).attributes
+    assert third["seconds_draws"] == 1 and third["seconds"] > 0
 
 
 class Walk(nn.Module):

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from losskernel.diagnostics import shifted
 from losskernel.errors import ConfigError, TraceError
-from losskernel.kernel import covariance
+from losskernel.kernel import covariance, deviations
 from losskernel.probe import Probe
 
 
@@ -59,6 +59,47 @@ def limit_kernel(gram: ArrayLike, probe: Probe) -> np.ndarray:
     return (vectors * (eigenvalues * variance)) @ vectors.T
 
 
+def coupled_law(probe: Probe, steps: ArrayLike) -> np.ndarray:
+    r"""Covariance in time of a coordinate of a coupled displacement, ``(draw, draw)``, weight².
+
+    Coupled displacements (:func:`losskernel.linear_response.write_coupled_displacements`) start at
+    0: ``x_t = rho x_(t-1) + sqrt(eps) noise`` with ``rho = 1 - eps gamma / 2``, so that ::
+
+        Cov(x_s, x_t) = rho^|t - s| eps (1 - rho^(2 min(s, t))) / (1 - rho^2),
+
+    for ``gamma = 0`` a random walk, ``eps min(s, t)``. Coordinates are independent.
+
+    Args:
+        probe: settings of the chain; ``n_beta`` plays no part.
+        steps: number of steps before each draw, ``(draw,)``.
+    """
+    steps = np.asarray(steps, float)
+    rho = 1 - probe.step_size * probe.gamma / 2
+    earlier = np.minimum(steps[:, None], steps)
+    if rho == 1:
+        return probe.step_size * earlier
+    variance = probe.step_size * (1 - np.power(rho**2, earlier)) / (1 - rho**2)
+    return variance * np.power(rho, np.abs(steps[:, None] - steps))
+
+
+def run_variance(law: ArrayLike, chains: int = 1) -> float:
+    """Expected pooled sample variance of a coordinate whose draws have the covariance ``law``.
+
+    Times the Gram matrix of the gradients it is the expectation of the estimated covariance of the
+    coupled linear parts of this very run, stationary or not. As ``known`` in
+    :func:`control_variate_kernel` it leaves the expectation of the plain estimate unchanged;
+    :func:`limit_kernel` does so for a run that is long against its relaxation only, and would give
+    a chain that never got far the kernel of a stationary one.
+
+    Args:
+        law: ``(draw, draw)``, of the draws that are used, from :func:`coupled_law`.
+        chains: how many independent chains are pooled.
+    """
+    law = np.asarray(law, float)
+    draws = len(law)
+    return float((chains * np.trace(law) - law.sum() / draws) / (chains * draws - 1))
+
+
 def control_variate_kernel(
     losses: ArrayLike, linear: ArrayLike, known: ArrayLike, center: str = "pooled"
 ) -> np.ndarray:
@@ -72,8 +113,9 @@ def control_variate_kernel(
 
     Its expectation is that of the plain K, if ``known`` is the covariance of ``linear``: exactly so
     for ``n_beta = 0`` and for coupled displacements (after burn-in: :func:`limit_kernel` is the
-    stationary law); up to the error of the empirical Fisher matrix for the displacements of the
-    chain itself at ``n_beta > 0``. It need not be positive semi-definite.
+    stationary law; for any run: :func:`run_variance`); up to the error of the empirical Fisher
+    matrix for the displacements of the chain itself at ``n_beta > 0``. It need not be positive
+    semi-definite.
 
     Args:
         losses: ``(chain, draw, input)`` or ``(draw, input)``.
@@ -96,6 +138,22 @@ def control_variate_kernel(
             "input; take the Gram matrix from the same inputs"
         )
     return covariance(losses, center) + (np.asarray(known) - covariance(linear, center))
+
+
+def best_coefficient(losses: ArrayLike, linear: ArrayLike) -> float:
+    """The factor at which linear parts follow the losses best, one for all inputs.
+
+    ``c = sum_i Cov(l_i, a_i) / sum_i Var(a_i)`` minimizes ``sum_i Var(l_i - c a_i)``. With ``c
+    linear`` and ``c**2 known`` in their places, :func:`control_variate_kernel` does no harm where
+    the losses are far from linear (``c`` near 0); one number from all inputs biases nothing to
+    speak of. 0 where the linear parts do not move.
+
+    Args:
+        losses, linear: ``(chain, draw, input)``.
+    """
+    (moved, _), (parts, _) = deviations(losses), deviations(linear)
+    size = float(np.vdot(parts, parts))
+    return float(np.vdot(moved, parts)) / size if size > 0 else 0.0
 
 
 def control_variate_null(

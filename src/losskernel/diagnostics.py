@@ -260,3 +260,78 @@ def effective_rank(losses: np.ndarray, center: str = "pooled") -> float:
     spectrum = np.linalg.svd(values, compute_uv=False) ** 2
     share = spectrum[spectrum > 0] / spectrum.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def autocorrelation_time(series: ArrayLike) -> float:
+    """Integrated autocorrelation time of one quantity, in draws: ``samples / ESS`` of its mean.
+
+    ``1 + 2 sum_t rho_t``; 1 for independent draws. The effective sample size is ArviZ's, of chains
+    split in halves: a chain that still drifts has a time of the order of its own length.
+
+    Args:
+        series: ``(chain, draw)``, at least 4 draws.
+
+    Raises:
+        TraceError: another shape, or too few draws.
+    """
+    series = np.asarray(series, float)
+    if series.ndim != 2 or series.shape[1] < 4:
+        raise TraceError(f"series: shape {series.shape} is not (chain, draw) with 4 draws or more")
+    return series.size / _mean_ess(series)
+
+
+def settled_at(series: ArrayLike) -> int:
+    """The draw from which on a quantity no longer approaches its level: the length of its warm-up.
+
+    The marginal standard error rule (White 1997, Simulation 69, 323): with the chains' mean series
+    ``x``, the ``d`` that minimizes ``sum_{t >= d} (x_t - mean_{t >= d} x)^2 / (n - d)^2``, the
+    squared standard error of the mean of what is left. A minimum in the second half says that the
+    level was not reached, and the answer is then ``n``, all draws: at least so many are needed.
+
+    Args:
+        series: ``(chain, draw)``, from the start of the chains.
+
+    Raises:
+        TraceError: another shape, or fewer than 4 draws.
+    """
+    series = np.asarray(series, float)
+    if series.ndim != 2 or series.shape[1] < 4:
+        raise TraceError(f"series: shape {series.shape} is not (chain, draw) with 4 draws or more")
+    mean = series.mean(axis=0)
+    draws = len(mean)
+    # Fewer than 3 draws left agree by chance.
+    error = [mean[start:].var() / (draws - start) for start in range(draws - 2)]
+    settled = int(np.argmin(error))
+    return settled if settled <= draws // 2 else draws
+
+
+def corrected_cka(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]) -> float:
+    """CKA of two estimated kernels as it would be without sampling noise, of unequal pairs alone.
+
+    ``<A, B> / sqrt(<A1, A2> <B1, B2>)``, with each kernel known by two independent estimates,
+    ``A = (A1 + A2) / 2``, their diagonals set to 0 and both centered as in :func:`cka`. Independent
+    noise of mean zero leaves each of the three products unchanged in expectation, while it adds to
+    the norms in :func:`cka`, which falls with the noise floor (Spearman's 1904 correction for
+    attenuation). The diagonal of R is 1 in every kernel and would outweigh the rest.
+
+    Args:
+        first, second: two estimates of each kernel, from disjoint draws, all ``(input, input)``; of
+            a kernel that is known exactly, twice the same. The two kernels' noise must be
+            independent of each other.
+
+    Returns:
+        About 1 for equal kernels, 0 for unrelated ones; noise may push it beyond both ends. NaN
+        where the halves of a kernel do not agree at all: it does not stand above its noise.
+    """
+
+    def centered(kernel: ArrayLike) -> np.ndarray:
+        kernel = np.array(kernel, float)
+        np.fill_diagonal(kernel, 0)
+        mean = kernel.mean(axis=0)
+        return kernel - mean - kernel.mean(axis=1)[:, None] + mean.mean()
+
+    (a1, a2), (b1, b2) = (tuple(map(centered, halves)) for halves in (first, second))
+    own = np.vdot(a1, a2), np.vdot(b1, b2)
+    if min(own) <= 0:
+        return float("nan")
+    return float(np.vdot(a1 + a2, b1 + b2) / 4 / np.sqrt(own[0] * own[1]))

@@ -68,7 +68,8 @@ def tensor_cores(precision: str) -> Iterator[None]:
 
     TF32 keeps 10 of float32's 23 bits of mantissa. PyTorch allows it for convolutions unless told
     otherwise; here it is in force for precision ``"tf32"`` only. The settings are PyTorch's global
-    ones, so this encloses all threads that compute; it does nothing where there is no GPU.
+    ones: the engines set them, and where threads compute one such block encloses them all, or the
+    first to end would undo the others'. It does nothing where there is no GPU.
     """
     if not torch.cuda.is_available():
         yield
@@ -102,6 +103,7 @@ class BatchedEngine:
         names: parameters to perturb.
         device: where to compute.
         compiled: compile both passes; costs a minute or two once.
+        precision, eval_precision: ``"float32"`` or ``"tf32"``, as for :class:`SequentialEngine`.
     """
 
     kind, together = "batched", True
@@ -113,7 +115,10 @@ class BatchedEngine:
         names: list[str],
         device="cpu",
         compiled: bool = False,
+        precision: str = "float32",
+        eval_precision: str | None = None,
     ):
+        self._precision, self._eval_precision = precision, eval_precision or precision
         self._model = _frozen_copy(model, device)
         self.layout = FlatLayout(self._model, names)
         self.center = self.layout.flatten(dict(self._model.named_parameters()))
@@ -134,14 +139,31 @@ class BatchedEngine:
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         x = torch.stack([batch[0] for batch in batches])
         y = torch.stack([batch[1] for batch in batches])
-        gradient, value = self._gradients(weights, x, y)
+        with tensor_cores(self._precision):
+            gradient, value = self._gradients(weights, x, y)
         # A CUDA graph overwrites its outputs when it is replayed.
         return gradient.clone(), value.detach().clone()
 
     @torch.inference_mode()
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
-        blocks = [self._losses(weights, x, y).clone() for x, y in inputs.blocks(block)]
+        with tensor_cores(self._eval_precision):
+            blocks = [self._losses(weights, x, y).clone() for x, y in inputs.blocks(block)]
         return torch.cat(blocks, 1).cpu()
+
+
+class _Replica:
+    """A copy of the model in one type of number, whose perturbed parameters are overwritten."""
+
+    def __init__(self, model: nn.Module, names: list[str], dtype: torch.dtype):
+        self.model, self.dtype = model.to(dtype), dtype
+        parameters = dict(self.model.named_parameters())
+        self.parameters = [parameters[name].requires_grad_() for name in names]
+        self._storage = [parameter.data for parameter in self.parameters]
+
+    def move_to(self, pieces: list[Tensor]) -> None:
+        # Copied, not pointed at: kernels pick their code path by alignment, and compiled code and
+        # CUDA graphs expect the parameters where they were.
+        torch._foreach_copy_(self._storage, pieces)
 
 
 class SequentialEngine:
@@ -155,9 +177,15 @@ class SequentialEngine:
             a max pool's scattered gradient), and gains nothing on a small transformer. On a GPU
             both are compiled.
         precision: of the model's arithmetic. ``"float32"``; ``"tf32"``, float32 with products on
-            the tensor cores of an NVIDIA GPU, within :func:`tensor_cores` only; or ``"bfloat16"``,
-            twice as fast on a CPU with AMX. The weights of the chain are float32 in any case, and
-            so is the loss function, from logits of this precision.
+            the tensor cores of an NVIDIA GPU; or ``"bfloat16"``, twice as fast on a CPU with AMX.
+            The weights of the chain are float32 in any case, and so is the loss function, from
+            logits of this precision.
+        eval_precision: the same for the losses of the probe inputs, with gradients left in
+            ``precision``: the draws are then those of ``precision``, to the bit. By default it is
+            ``precision``.
+
+    Raises:
+        ConfigError: a precision is unknown.
     """
 
     kind, together = "sequential", False
@@ -170,23 +198,32 @@ class SequentialEngine:
         device="cpu",
         compiled: bool = False,
         precision: str = "float32",
+        eval_precision: str | None = None,
     ):
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision: '{precision}' is not one of {', '.join(PRECISIONS)}")
+        self._precision, self._eval_precision = precision, eval_precision or precision
+        for name in ("precision", "eval_precision"):
+            value = getattr(self, f"_{name}")
+            if value not in PRECISIONS:
+                raise ConfigError(f"{name}: '{value}' is not one of {', '.join(PRECISIONS)}")
         self._loss = loss
-        self._model = _frozen_copy(model, device)
-        self.layout = FlatLayout(self._model, names)
-        self.center = self.layout.flatten(dict(self._model.named_parameters()))
-        self._dtype = PRECISIONS[precision]
-        self._model.to(self._dtype)
-        parameters = dict(self._model.named_parameters())
-        self._parameters = [parameters[name].requires_grad_() for name in names]
-        self._storage = [parameter.data for parameter in self._parameters]
-        self._evaluate = self._differentiate = self._model
+        frozen = _frozen_copy(model, device)
+        self.layout = FlatLayout(frozen, names)
+        self.center = self.layout.flatten(dict(frozen.named_parameters()))
+        dtype, eval_dtype = PRECISIONS[self._precision], PRECISIONS[self._eval_precision]
+        spare = None if eval_dtype == dtype else copy.deepcopy(frozen)
+        self._differentiated = _Replica(frozen, names, dtype)
+        self._evaluated = (
+            self._differentiated if spare is None else _Replica(spare, names, eval_dtype)
+        )
+        self._evaluate, self._differentiate = self._evaluated.model, self._differentiated.model
         if compiled:
-            self._evaluate = _compile(self._model, device, self.layout.size)
+            self._evaluate = _compile(self._evaluate, device, self.layout.size)
             if torch.device(device).type == "cuda":
-                self._differentiate = self._evaluate
+                self._differentiate = (
+                    self._evaluate
+                    if spare is None
+                    else _compile(self._differentiate, device, self.layout.size)
+                )
 
     def _pieces(self, row: Tensor) -> list[Tensor]:
         """Views of each parameter in a row of weights, as ``layout.views`` without the names."""
@@ -197,34 +234,34 @@ class SequentialEngine:
             )
         ]
 
-    def _move_to(self, row: Tensor) -> None:
-        # Copied, not pointed at: kernels pick their code path by alignment, and compiled code and
-        # CUDA graphs expect the parameters where they were.
-        torch._foreach_copy_(self._storage, self._pieces(row))
-
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         gradient, values = torch.empty_like(weights), []
+        parameters, dtype = self._differentiated.parameters, self._differentiated.dtype
         for row, (x, y) in enumerate(batches):
-            self._move_to(weights[row])
-            value = self._losses(self._differentiate, x, y).mean()
-            # A parameter that the output does not depend on has gradient 0, as in the other engine.
-            grads = torch.autograd.grad(value, self._parameters, materialize_grads=True)
+            self._differentiated.move_to(self._pieces(weights[row]))
+            with tensor_cores(self._precision):
+                value = self._losses(self._differentiate, dtype, x, y).mean()
+                # What the output does not depend on has gradient 0, as in the other engine.
+                grads = torch.autograd.grad(value, parameters, materialize_grads=True)
             torch._foreach_copy_(self._pieces(gradient[row]), grads)
             values.append(value.detach())
         return gradient, torch.stack(values)
 
     @torch.inference_mode()
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
-        rows = []
-        for row in weights:
-            self._move_to(row)
-            blocks = [self._losses(self._evaluate, x, y) for x, y in inputs.blocks(block)]
-            rows.append(torch.cat(blocks))
+        rows, dtype = [], self._evaluated.dtype
+        with tensor_cores(self._eval_precision):
+            for row in weights:
+                self._evaluated.move_to(self._pieces(row))
+                blocks = [
+                    self._losses(self._evaluate, dtype, x, y) for x, y in inputs.blocks(block)
+                ]
+                rows.append(torch.cat(blocks))
         return torch.stack(rows).cpu()
 
-    def _losses(self, model: nn.Module, x: Any, y: Any) -> Tensor:
+    def _losses(self, model: nn.Module, dtype: torch.dtype, x: Any, y: Any) -> Tensor:
         if isinstance(x, Tensor) and x.is_floating_point():
-            x = x.to(self._dtype)
+            x = x.to(dtype)
         output = model(x)
         if isinstance(output, Tensor):
             output = output.float()
@@ -241,6 +278,7 @@ def make_engine(
     compiled: bool = False,
     precision: str = "float32",
     small: int | None = None,
+    eval_precision: str | None = None,
 ) -> Engine:
     """The engine called ``kind``: ``"batched"``, ``"sequential"`` or ``"auto"``.
 
@@ -248,7 +286,8 @@ def make_engine(
     trial on ``example`` (a few inputs and targets) succeeds, else the sequential one. By default
     small is 2 million on a GPU, where launching kernels costs most, and 20,000 on a CPU, where a
     transformer of 120,000 parameters runs 3.5 times faster chain by chain. bfloat16 needs the
-    sequential engine, and so does ``compiled`` on a CPU.
+    sequential engine, and so does ``compiled`` on a CPU. ``precision`` and ``eval_precision`` are
+    those of :class:`SequentialEngine`.
 
     Raises:
         ConfigError: a name is unknown, or the engine asked for cannot do it.
@@ -260,18 +299,20 @@ def make_engine(
         raise ConfigError(f"engine: '{kind}' is not one of auto, batched, sequential")
 
     def sequential() -> Engine:
-        return SequentialEngine(model, loss, names, device, compiled, precision)
+        return SequentialEngine(model, loss, names, device, compiled, precision, eval_precision)
 
-    if precision == "tf32" and on_cpu:
-        raise ConfigError("precision: 'tf32' is of NVIDIA GPUs; choose float32 or bfloat16")
-    if kind == "sequential" or precision == "bfloat16" or (compiled and on_cpu):
+    precisions = {"precision": precision, "eval_precision": eval_precision or precision}
+    for name, value in precisions.items():
+        if value == "tf32" and on_cpu:
+            raise ConfigError(f"{name}: 'tf32' is of NVIDIA GPUs; choose float32 or bfloat16")
+    if kind == "sequential" or "bfloat16" in precisions.values() or (compiled and on_cpu):
         if kind == "batched":
             raise ConfigError("engine: bfloat16, and compiled on a CPU, need engine 'sequential'")
         return sequential()
     parameters = dict(model.named_parameters())
     if kind == "auto" and sum(parameters[name].numel() for name in names) > small:
         return sequential()
-    engine = BatchedEngine(model, loss, names, device, compiled)
+    engine = BatchedEngine(model, loss, names, device, compiled, precision, eval_precision)
     try:
         engine.gradients(engine.center.expand(2, -1), [example, example])
     except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:

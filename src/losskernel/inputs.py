@@ -74,7 +74,13 @@ class Inputs:
             for start in range(0, self._length, size):
                 yield tuple(part[start : start + size] for part in self._tensors)
             return
-        loader = DataLoader(self._dataset, batch_size=size, num_workers=self.workers)
+        # From pinned memory a GPU copies while it computes.
+        loader = DataLoader(
+            self._dataset,
+            batch_size=size,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
         for batch in loader:
             yield self._send(batch)
 
@@ -91,7 +97,10 @@ class Inputs:
     def _send(self, batch: Sequence) -> tuple[Any, Any]:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise DataError("data: each item must be a pair (input, target)")
-        return tuple(part.to(self.device) if isinstance(part, Tensor) else part for part in batch)
+        return tuple(
+            part.to(self.device, non_blocking=True) if isinstance(part, Tensor) else part
+            for part in batch
+        )
 
 
 def fingerprint(tensors: Iterator[Tensor] | Sequence[Tensor]) -> str:

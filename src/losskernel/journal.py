@@ -1,10 +1,11 @@
 """An unfinished sampling run on disk: every draw so far and the weights to continue from.
 
 A journal is a folder with ``settings.json``, the append-only ``losses.f32`` (one row of
-``chain x input`` float32 a draw), ``batch_losses.f64`` (one row of ``chain`` a draw), on request
-``displacements.f16`` (one row of ``chain x parameter`` a draw) and ``state.safetensors`` (the
-weights after the last complete draw). The state is replaced atomically after its rows are written;
-rows past it are cut off on resume. So a kill at any moment loses at most the draw in flight.
+``chain x input`` float32 a draw), ``batch_losses.f64`` (one row of ``chain`` a draw),
+``seconds.f64`` (one number a draw), on request ``displacements.f16`` (one row of
+``chain x parameter`` a draw) and ``state.safetensors`` (the weights after the last complete draw).
+The state is replaced atomically after its rows are written; rows past it are cut off on resume. So
+a kill at any moment loses at most the draw in flight.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Journal:
             self._read_state()
             self._losses = self._open("losses.f32", 4 * chains * inputs)
             self._batch_losses = self._open("batch_losses.f64", 8 * chains)
+            self._seconds = self._open_seconds()
             self._displacements = None
             if parameters:
                 self._displacements = self._open(DISPLACEMENTS, 2 * chains * parameters)
@@ -111,6 +113,14 @@ class Journal:
         file.seek(0, os.SEEK_END)
         return file
 
+    def _open_seconds(self):
+        """As :meth:`_open`; journals of earlier versions have no such file: NaN for their draws."""
+        path = self.folder / "seconds.f64"
+        if self.draws and not path.exists():
+            with atomic_path(path) as temporary:
+                np.full(self.draws, np.nan).tofile(temporary)
+        return self._open(path.name, 8)
+
     def append(
         self,
         losses: np.ndarray,
@@ -118,13 +128,18 @@ class Journal:
         weights: torch.Tensor,
         diverged: np.ndarray,
         displacements: torch.Tensor | None = None,
+        seconds: float = np.nan,
     ) -> None:
-        """Record one complete draw: losses ``(chain, input)`` and the weights it was taken at."""
+        """Record one complete draw: losses ``(chain, input)`` and the weights it was taken at.
+
+        ``seconds`` is the time it took. A draw that a kill cut short is made again and counts once.
+        """
         try:
             if self._displacements is not None:
                 _write(self._displacements, displacements.half().cpu().numpy().tobytes())
             _write(self._losses, np.ascontiguousarray(losses, np.float32).tobytes())
             _write(self._batch_losses, np.ascontiguousarray(batch_losses, np.float64).tobytes())
+            _write(self._seconds, np.float64(seconds).tobytes())
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         state = {
@@ -147,9 +162,14 @@ class Journal:
             batch.reshape(draws, self._chains).T.copy(),
         )
 
+    def seconds(self, draws: int) -> np.ndarray:
+        """Time of the first ``draws`` draws, ``(draw,)``, NaN where it is not known."""
+        return np.fromfile(self.folder / "seconds.f64", np.float64, draws)
+
     def close(self) -> None:
         """Close the files; the journal can be opened again."""
-        for file in (self._losses, self._batch_losses, self._displacements, self._lock):
+        files = (self._losses, self._batch_losses, self._seconds, self._displacements, self._lock)
+        for file in files:
             if file is not None:
                 file.close()
 

@@ -150,8 +150,8 @@ def write_coupled_displacements(
     would be at ``n_beta = 0``. Its law is known
     (:func:`losskernel.control_variate.limit_kernel` at ``n_beta = 0``), and sharing the noise makes
     its linear parts follow the losses of the run. The noise is drawn again from the run's seed, so
-    the run need not have kept displacements. It must have run on the CPU: generators of other
-    devices draw other numbers.
+    the run need not have kept displacements. It is drawn on the kind of device that the run used,
+    as generators of other devices draw other numbers; on a GPU it has not been tried.
 
     Args:
         journal: folder of the run's journal.
@@ -160,7 +160,8 @@ def write_coupled_displacements(
         progress: show a progress bar.
 
     Raises:
-        TraceError: the journal is missing or unreadable.
+        TraceError: the journal is missing or unreadable, or its noise is that of a GPU and there is
+            none.
         LossKernelError: the folder cannot be written to.
     """
     journal, folder = Path(journal), Path(folder)
@@ -170,8 +171,15 @@ def write_coupled_displacements(
     settings = run.settings
     probe = Probe(**{**run.probe, "n_beta": 0})
     chain_ids = json.loads(settings["chain_ids"])["ids"]
-    moved = torch.zeros(len(chain_ids), run.parameters)
-    noise, nothing, generator = torch.empty_like(moved), torch.zeros(1), torch.Generator()
+    device = torch.device(settings.get("noise_device", "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TraceError(
+            f"{journal}: its noise was drawn on a GPU and can be drawn again on one only; run this "
+            "where there is one, or use the draws alone"
+        )
+    moved = torch.zeros(len(chain_ids), run.parameters, device=device)
+    noise, nothing = torch.empty_like(moved), torch.zeros(1, device=device)
+    generator = torch.Generator(device)
     (folder / _STATE).unlink(missing_ok=True)  # what is there is no longer complete
     with atomic_path(folder / DISPLACEMENTS) as temporary, open(temporary, "wb") as file:
         draws = bar(range(run.draws), "coupled displacements", unit="draw", show=progress)
@@ -183,7 +191,7 @@ def write_coupled_displacements(
                     fill_normal(noise[row], generator, settings["seed"], chain, step)
                 moved = sgld_step(moved, nothing, nothing, noise, probe)
             done = steps
-            file.write((moved * run.scale).half().numpy().tobytes())
+            file.write((moved * run.scale).half().cpu().numpy().tobytes())
     with atomic_path(folder / "settings.json") as temporary:
         coupled = {**settings, "probe": settings_attribute(asdict(probe))}
         temporary.write_text(json.dumps(coupled, indent=1, sort_keys=True))

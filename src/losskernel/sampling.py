@@ -25,6 +25,7 @@ from losskernel.engines import (
 from losskernel.errors import ConfigError
 from losskernel.inputs import Inputs, fingerprint
 from losskernel.journal import Journal
+from losskernel.loss_fingerprint import loss_fingerprint
 from losskernel.parameters import layout_fingerprint, select_parameters
 from losskernel.probe import Probe
 from losskernel.progress import bar
@@ -76,6 +77,7 @@ def sample_losses(
     engine: str = "auto",
     compiled: bool = False,
     precision: str = "float32",
+    eval_precision: str | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> LossTrace:
@@ -113,6 +115,9 @@ def sample_losses(
             bytes a parameter and draw, for :mod:`losskernel.linear_response`.
         device: where to compute; several, such as ``["cuda:0", "cuda:1"]``, share the chains.
         engine, compiled, precision: see :func:`losskernel.engines.make_engine`.
+        eval_precision: of the recorded losses alone, where it is not ``precision``. The draws do
+            not depend on it, so runs that differ in it compare precisions on the same draws
+            (:mod:`losskernel.precision`).
         workers: chains that a CPU runs at once, each in a thread of its own with an equal share of
             PyTorch's threads. By default one a thread for a model of 20,000 to 2 million perturbed
             parameters with the sequential engine and data in memory: two chains side by side are
@@ -125,8 +130,8 @@ def sample_losses(
 
     Raises:
         ConfigError: a count is below 1, the burn-in or the seed negative, a chain number repeated,
-            ``parameters`` selects nothing, displacements are to be kept without a journal, or there
-            are to be several workers on a GPU.
+            ``parameters`` selects nothing, displacements are to be kept without a journal, there
+            are to be several workers on a GPU, or TF32 for gradients or losses alone on several.
         DataError: the data are empty or the loss has the wrong shape.
         TraceError: the journal belongs to a run with other settings.
         DivergenceError: every chain diverged.
@@ -162,6 +167,7 @@ def sample_losses(
             engine,
             compiled,
             precision,
+            eval_precision or precision,
         )
         probe_inputs, data_size = lanes[0].probe_inputs, len(lanes[0].data)
         batch_size = min(batch_size, data_size)
@@ -189,13 +195,14 @@ def sample_losses(
             "chain_ids": settings_attribute({"ids": chain_ids}),
             "engine": type(lanes[0].engine).__name__,
             "precision": precision,
+            **_unusual(loss, precision, eval_precision or precision, devices),
             "loss_bound": float("inf") if loss_bound is None else float(loss_bound),
         }
         kept = layout.size if displacements else 0
         record = _Record(journal, settings, len(chain_ids), len(probe_inputs), draws, kept)
         stack.callback(record.close)
+        resumed_at = min(record.done, draws)
         started = time.perf_counter()
-        resumed_at = record.done
         if record.weights is not None:
             steps = burn_in + record.done * steps_per_draw
             chain.restore(record.weights, steps, record.diverged)
@@ -206,12 +213,14 @@ def sample_losses(
         with bar(None, "draws", total=draws, initial=done, unit="draw", show=progress) as shown:
             while record.done < draws:
                 losses, batch_loss = chain.draw(steps_per_draw, record.done, loss_bound)
-                record.append(losses, batch_loss, chain)
+                # A draw's time ends before it is saved; the next one's includes the saving.
+                started, seconds = time.perf_counter(), time.perf_counter() - started
+                record.append(losses, batch_loss, chain, seconds)
                 shown.update()
                 if np.isfinite(losses).any():
                     shown.set_postfix(mean_loss=f"{np.nanmean(losses):.4g}", refresh=False)
         losses, batch_losses = record.read(draws)
-        seconds = time.perf_counter() - started
+        seconds = record.seconds(draws)
     return LossTrace.build(
         losses,
         initial_loss,
@@ -223,10 +232,30 @@ def sample_losses(
             "device": ", ".join(_device_name(device) for device in devices),
             "threads": torch.get_num_threads(),
             "workers": len(lanes),
-            "seconds": seconds,
-            "seconds_draws": draws - min(resumed_at, draws),
+            "loss": loss_fingerprint(loss),
+            "seconds": float(np.nansum(seconds)),
+            "seconds_draws": int(np.isfinite(seconds).sum()),
+            "resumed_draws": resumed_at,
         },
     )
+
+
+def _unusual(
+    loss: LossPerInput, precision: str, eval_precision: str, devices: Sequence[str | torch.device]
+) -> dict:
+    """Settings that name only what differs from the default.
+
+    So a journal or a trace made before they were kept still belongs to the same run.
+    """
+    chosen = {}
+    if loss is not cross_entropy:
+        chosen["loss"] = loss_fingerprint(loss)
+    if eval_precision != precision:
+        chosen["eval_precision"] = eval_precision
+    kind = torch.device(devices[0]).type
+    if kind != "cpu":  # its generator draws other numbers from the same seed
+        chosen["noise_device"] = kind
+    return chosen
 
 
 def _lanes(
@@ -239,6 +268,7 @@ def _lanes(
     engine: str,
     compiled: bool,
     precision: str,
+    eval_precision: str,
 ) -> list[Lane]:
     """One lane a device, or ``workers`` lanes of one CPU that read the same inputs."""
     if not devices:
@@ -254,13 +284,20 @@ def _lanes(
         inputs = Inputs(data, device)
         probe_inputs = inputs if probe_data is None else Inputs(probe_data, device)
         example = inputs.take(np.arange(min(2, len(inputs))))
-        runner = make_engine(engine, *problem, example, device, compiled, precision)
+        runner = make_engine(
+            engine, *problem, example, device, compiled, precision, eval_precision=eval_precision
+        )
         lanes.append(Lane(runner, inputs, probe_inputs, threads=1))
     if devices[1:]:
         if compiled and "cuda" in kinds and runner.layout.size <= SMALL:
             raise ConfigError(
                 "compiled: a small model becomes a CUDA graph, which belongs to one thread; leave "
                 "compiled out, or run one job a GPU with its own chain_ids"
+            )
+        if precision != eval_precision and "tf32" in (precision, eval_precision):
+            raise ConfigError(
+                "eval_precision: TF32 is on or off for all GPUs of a process at once; run one job "
+                "a GPU with its own chain_ids"
             )
         return lanes[:chains]
     if workers is None:
@@ -276,7 +313,9 @@ def _lanes(
         return [Lane(runner, inputs, probe_inputs)]
     threads = max(1, torch.get_num_threads() // workers)
     runners = [runner] + [
-        make_engine(runner.kind, *problem, example, device, compiled, precision)
+        make_engine(
+            runner.kind, *problem, example, device, compiled, precision, None, eval_precision
+        )
         for _ in range(1, min(workers, chains))
     ]
     return [Lane(runner, inputs, probe_inputs, threads) for runner in runners]
@@ -298,20 +337,29 @@ class _Record:
         else:
             self._losses = np.empty((chains, draws, inputs), np.float32)
             self._batch_losses = np.empty((chains, draws))
+            self._seconds = np.empty(draws)
 
-    def append(self, losses: np.ndarray, batch_loss: np.ndarray, chains: Chains) -> None:
+    def append(
+        self, losses: np.ndarray, batch_loss: np.ndarray, chains: Chains, seconds: float
+    ) -> None:
         if self._journal is not None:
             moved = chains.displacements if self._kept else None
-            self._journal.append(losses, batch_loss, chains.weights, chains.diverged, moved)
+            state = chains.weights, chains.diverged
+            self._journal.append(losses, batch_loss, *state, moved, seconds)
         else:
             self._losses[:, self.done] = losses
             self._batch_losses[:, self.done] = batch_loss
+            self._seconds[self.done] = seconds
         self.done += 1
 
     def read(self, draws: int) -> tuple[np.ndarray, np.ndarray]:
         if self._journal is not None:
             return self._journal.read(draws)
         return self._losses, self._batch_losses
+
+    def seconds(self, draws: int) -> np.ndarray:
+        """Seconds that each draw took, ``(draw,)``; NaN where an older journal did not say."""
+        return self._seconds if self._journal is None else self._journal.seconds(draws)
 
     def close(self) -> None:
         if self._journal is not None:

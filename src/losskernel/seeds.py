@@ -13,7 +13,15 @@ import numpy as np
 if TYPE_CHECKING:  # half of the callers draw NumPy numbers only and do without torch
     import torch
 
-_PURPOSES = {"batch": 0, "noise": 1, "init": 2, "order": 3, "resample": 4}
+_PURPOSES = {
+    "batch": 0,
+    "noise": 1,
+    "init": 2,
+    "order": 3,
+    "resample": 4,
+    "augment": 5,
+    "dropout": 6,
+}
 
 
 def stream(seed: int, purpose: str, *key: int) -> np.random.SeedSequence:

@@ -16,6 +16,11 @@ SEQUENCE_LENGTH = 4  # a, op, b, =
 TASKS = 2  # addition, division
 
 
+def _gathered(x: Tensor, rows: Tensor | None) -> Tensor:
+    """``x`` itself, or those of its rows: ``(row, width)`` at ``(input, token)``."""
+    return x if rows is None else F.embedding(rows, x)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention without biases: softmax(q k^T / sqrt(head width)) v, projected.
 
@@ -32,21 +37,27 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, last_only: bool = False) -> Tensor:
+    def forward(self, x: Tensor, last_only: bool = False, rows: Tensor | None = None) -> Tensor:
         """Attend within each sequence.
 
         Args:
-            x: normalized activations, shape ``(input, token, width)``.
+            x: normalized activations, shape ``(input, token, width)``, or ``(row, width)``.
             last_only: ask only with the last position; the result then has one token.
+            rows: which row of ``x`` stands at each ``(input, token)``, if ``x`` has rows.
 
         Returns:
             Shape ``(input, token, width)``, or ``(input, 1, width)`` with ``last_only``.
         """
         by_head = (self.heads, x.shape[-1] // self.heads)
-        asking = x[:, -1:] if last_only else x
-        query = self.query(asking).unflatten(-1, by_head).unsqueeze(2)  # input, asking, 1, head, d
-        key = self.key(x).unflatten(-1, by_head).unsqueeze(1)  # input, 1, token, head, d
-        value = self.value(x).unflatten(-1, by_head).unsqueeze(1)
+        asking, asking_rows = x, rows
+        if last_only and rows is None:
+            asking = x[:, -1:]
+        elif last_only:
+            asking_rows = rows[:, -1:]
+        query = _gathered(self.query(asking), asking_rows)
+        query = query.unflatten(-1, by_head).unsqueeze(2)  # input, asking, 1, head, d
+        key = _gathered(self.key(x), rows).unflatten(-1, by_head).unsqueeze(1)  # input, 1, token...
+        value = _gathered(self.value(x), rows).unflatten(-1, by_head).unsqueeze(1)
         scores = (query * key).sum(-1) * by_head[1] ** -0.5  # input, asking, token, head
         weights = torch.softmax(scores, dim=2).unsqueeze(-1)
         return self.out((weights * value).sum(2).flatten(-2))
@@ -74,9 +85,11 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = FeedForward(width, mlp_width)
 
-    def forward(self, x: Tensor, last_only: bool = False) -> Tensor:
-        residual = x[:, -1:] if last_only else x
-        x = residual + self.attention(self.norm_attention(x), last_only)
+    def forward(self, x: Tensor, last_only: bool = False, rows: Tensor | None = None) -> Tensor:
+        """As :meth:`Attention.forward`, with activations that are not normalized yet."""
+        residual = _gathered(x, rows)
+        residual = residual[:, -1:] if last_only else residual
+        x = residual + self.attention(self.norm_attention(x), last_only, rows)
         return x + self.mlp(self.norm_mlp(x))
 
 
@@ -141,8 +154,22 @@ class ArithmeticTransformer(nn.Module):
         Returns:
             Logits, shape ``(input, class)``.
         """
-        x = self.embed_tokens(tokens) + self.embed_positions.weight
+        x, rows = self._embedded(tokens)
         for block in self.blocks[:-1]:
-            x = block(x)
-        x = self.blocks[-1](x, last_only=True)  # no other position is read
+            x, rows = block(x, rows=rows), None
+        x = self.blocks[-1](x, last_only=True, rows=rows)  # no other position is read
         return self.unembed(self.norm_final(x[:, 0]))
+
+    def _embedded(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embeddings ``(input, token, width)``; or one row each for what differs, and the rows.
+
+        Up to the first attention a token's activations depend on the token and its position alone,
+        of which there are fewer pairs than there are tokens in a large batch. In training mode each
+        is computed on its own, in the order in which trained networks were.
+        """
+        vocabulary = self.embed_tokens.num_embeddings
+        if self.training or tokens.numel() <= SEQUENCE_LENGTH * vocabulary:
+            return self.embed_tokens(tokens) + self.embed_positions.weight, None
+        pairs = self.embed_positions.weight[:, None] + self.embed_tokens.weight
+        first_rows = torch.arange(SEQUENCE_LENGTH, device=tokens.device) * vocabulary
+        return pairs.flatten(0, 1), tokens + first_rows
