@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 
 from losskernel.diagnostics import (
+    autocorrelation_time,
     cka,
     cka_curve,
     convergence,
+    corrected_cka,
     effective_rank,
     noise_floor,
     pair_correlation,
     sample_cka,
+    settled_at,
     shifted,
     split_half_cka,
 )
@@ -225,3 +228,63 @@ def test_effective_rank():
     three = np.linalg.qr(basis[:, :3])[0] @ np.linalg.qr(rng.standard_normal((20, 20)))[0][:3]
     assert effective_rank(three) == pytest.approx(3, abs=1e-6)
     assert effective_rank(np.outer(rng.standard_normal(9), np.ones(4))) == pytest.approx(1)
+
+
+def test_autocorrelation_time_of_an_autoregressive_chain():
+    """(1 + memory) / (1 - memory), within 5 standard errors over 40 chains."""
+    for memory in (0.0, 0.7):
+        losses = autoregressive(memory, chains=1, draws=2000, inputs=40)
+        found = np.array([autocorrelation_time(losses[..., i]) for i in range(40)])
+        expected = (1 + memory) / (1 - memory)
+        assert abs(found.mean() - expected) < 5 * found.std(ddof=1) / np.sqrt(40)
+
+
+def test_a_chain_that_drifts_has_a_time_of_the_order_of_its_length():
+    assert autocorrelation_time(np.linspace(0, 1, 50)[None]) > 10
+
+
+def test_settled_at_the_end_of_the_approach():
+    noise = 0.05 * np.random.default_rng(0).standard_normal((2, 200))
+    approach = np.exp(-np.arange(200) / 10)
+    # After five relaxation times the rest of the approach is below the noise of the mean.
+    assert 20 <= settled_at(approach + noise) <= 60
+    assert settled_at(np.arange(200) / 50 + noise) == 200
+    step = np.where(np.arange(40) < 7, 1.0, 0.0)[None]
+    assert settled_at(step) == 7
+
+
+@pytest.mark.parametrize("of", [autocorrelation_time, settled_at])
+@pytest.mark.parametrize("series", [np.zeros(9), np.zeros((2, 3))])
+def test_a_series_too_short_or_without_chains_is_refused(of, series):
+    with pytest.raises(TraceError, match="series"):
+        of(series)
+
+
+def test_corrected_cka_is_not_moved_by_independent_noise():
+    """Two kernels of CKA 0.5, each estimated twice with noise as large as itself."""
+    rng = np.random.default_rng(0)
+
+    def symmetric():
+        matrix = rng.standard_normal((100, 100))
+        return (matrix + matrix.T) / 2
+
+    common = symmetric()
+    first, second = common + symmetric(), common + symmetric()
+    exact = corrected_cka((first, first), (second, second))
+    found = []
+    for _ in range(40):
+        halves = [tuple(k + 1.4 * symmetric() for _ in range(2)) for k in (first, second)]
+        found.append((cka(*(sum(pair) / 2 for pair in halves)), corrected_cka(*halves)))
+    plain, corrected = np.transpose(found)
+    assert exact == pytest.approx(0.5, abs=0.1)
+    assert plain.max() < exact - 0.1
+    assert abs(corrected.mean() - exact) < 4 * corrected.std(ddof=1) / np.sqrt(40)
+
+
+def test_corrected_cka_of_exact_kernels_is_their_cka_without_diagonals():
+    rng = np.random.default_rng(3)
+    a, b = (np.cov(rng.standard_normal((9, 30))) for _ in range(2))
+    without = [m - np.diag(np.diag(m)) for m in (a, b)]
+    assert corrected_cka((a, a), (b, b)) == pytest.approx(cka(*without))
+    assert corrected_cka((a, a), (2 * a, 2 * a)) == pytest.approx(1)
+    assert np.isnan(corrected_cka((a, -a), (b, b)))
