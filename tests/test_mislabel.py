@@ -9,13 +9,14 @@ from torch.nn.functional import cross_entropy
 from losskernel import Probe, correlation, sample_losses
 from losskernel.errors import ConfigError, DataError, TraceError
 from losskernel.mislabel import (
-    EveryLabel,
     MarginRecorder,
+    SeveralLabels,
     detection,
     flip_labels,
     margins,
     opposed_inputs,
     vote,
+    wrong_labels,
 )
 
 
@@ -35,6 +36,20 @@ def test_a_share_or_a_number_of_classes_out_of_range_is_refused():
         flip_labels([0, 1], 1.2, 2, np.random.default_rng(0))
     with pytest.raises(ConfigError, match="classes = 1"):
         flip_labels([0, 0], 0.5, 1, np.random.default_rng(0))
+
+
+def test_wrong_labels_are_distinct_and_all_as_likely():
+    labels = np.arange(3000) % 6
+    wrong = wrong_labels(labels, 3, 6, np.random.default_rng(0))
+    assert wrong.shape == (3000, 3)
+    assert all(len({own, *others}) == 4 for own, others in zip(labels, wrong, strict=True))
+    # 600 in expectation of each offset at each place, standard deviation 22.
+    counts = [np.bincount(column, minlength=6) for column in ((wrong - labels[:, None]) % 6).T]
+    assert np.abs(np.array(counts)[:, 1:] - 600).max() < 5 * 22
+    every = wrong_labels([0, 1], 5, 6, np.random.default_rng(0))
+    assert sorted(every[1]) == [0, 2, 3, 4, 5]
+    with pytest.raises(ConfigError, match="6 wrong labels an input: must be from 1 to 5"):
+        wrong_labels(labels, 6, 6, np.random.default_rng(0))
 
 
 def test_detection_is_the_share_of_pairs_in_order_and_of_hits_above_the_cut():
@@ -102,7 +117,7 @@ class Counted(nn.Linear):
 def test_labels_of_an_input_share_one_forward_pass():
     torch.manual_seed(0)
     model, inputs = Counted(), torch.randn(5, 3)
-    shown, labels = EveryLabel(model, inputs, 4), torch.arange(4).repeat(5)
+    shown, labels = SeveralLabels(model, inputs, 4), torch.arange(4).repeat(5)
     losses = cross_entropy(shown(shown.pairs[4:16]), labels[4:16], reduction="none")
     assert model.seen == [3]
     expected = -model(inputs).log_softmax(1)[1:4].flatten()
@@ -116,12 +131,14 @@ def test_a_trace_of_pairs_is_that_of_the_repeated_inputs(engine):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4))
     data = torch.randn(6, 3), torch.arange(6) % 4
-    every = torch.arange(4).repeat(6)
-    shown = EveryLabel(model, data[0], 4)
+    # Some labels of each input, in any order: the gradients see those of the data alone.
+    chosen = torch.as_tensor(wrong_labels(data[1], 2, 4, np.random.default_rng(0)))
+    every = torch.cat([chosen, data[1][:, None]], 1).flatten()
+    shown = SeveralLabels(model, data[0], 3)
     options = {"chains": 2, "draws": 5, "engine": engine, "progress": False}
     probe = Probe(n_beta=10, gamma=100, step_size=1e-3)
     trace = sample_losses(shown, data, probe, probe_data=(shown.pairs, every), **options)
-    repeated = data[0].repeat_interleave(4, 0), every
+    repeated = data[0].repeat_interleave(3, 0), every
     expected = sample_losses(model, data, probe, probe_data=repeated, **options)
     # The same weights; logits, sums of 8 products of order 1, differ by some 10 roundings of 2^-24.
     np.testing.assert_allclose(trace.losses, expected.losses, rtol=0, atol=1e-5)

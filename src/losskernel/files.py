@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from losskernel.errors import LossKernelError
+
+if TYPE_CHECKING:  # most that write files write no tables
+    import pandas as pd
 
 
 @contextmanager
@@ -41,3 +45,9 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it is gone, or its folder never was; the error above says more
             temporary.unlink()
+
+
+def write_csv(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a table without its index, atomically; errors as for :func:`atomic_path`."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)

@@ -49,6 +49,27 @@ def flip_labels(
     return given, flipped
 
 
+def wrong_labels(
+    labels: ArrayLike, count: int, classes: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Some wrong labels of every input, ``(input, count)``, distinct and all as likely.
+
+    Args:
+        labels: true classes 0 to ``classes - 1``, ``(input,)``.
+        count: wrong labels an input, from 1 to ``classes - 1``.
+        classes: number of classes.
+        rng: draws them.
+
+    Raises:
+        ConfigError: ``count`` is out of range.
+    """
+    if not 1 <= count < classes:
+        raise ConfigError(f"{count} wrong labels an input: must be from 1 to {classes - 1}")
+    labels = np.asarray(labels)
+    order = rng.permuted(np.tile(np.arange(1, classes), (len(labels), 1)), axis=1)
+    return (labels[:, None] + order[:, :count]) % classes
+
+
 @dataclass(frozen=True)
 class Detection:
     """How well a score finds wrong labels.
@@ -143,12 +164,13 @@ class MarginRecorder:
         return (self._sum / self.evaluations).numpy()
 
 
-class EveryLabel(nn.Module):
+class SeveralLabels(nn.Module):
     """A model that shows each input under several labels for one forward pass.
 
-    Made for :func:`losskernel.sampling.sample_losses`: ``probe_data=(model.pairs, labels)`` records
-    the loss of every (input, label) pair, labels of one input side by side, from the logits of
-    that input. Batches of inputs, as they come for the gradient, pass through unchanged. Names of
+    Made for :func:`losskernel.sampling.sample_losses`: ``probe_data=(model.pairs, labels)`` with
+    one label a pair, labels of one input side by side, records the loss of every pair from the
+    logits of its input. Which labels these are is the caller's choice: all classes, or some of
+    each input. Batches of inputs, as they come for the gradient, pass through unchanged. Names of
     parameters begin with ``model.``.
 
     Args:

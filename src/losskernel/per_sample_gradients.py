@@ -238,6 +238,26 @@ def per_sample_gradients(
     return Gradients.load(folder)
 
 
+def gradient_norms(
+    model: nn.Module,
+    data: Data,
+    *,
+    loss: LossPerInput = cross_entropy,
+    parameters: str | Sequence[str] = "all",
+    engine: str = "auto",
+    device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """Euclidean norm of each input's loss gradient, ``(input,)`` float64; nothing is stored.
+
+    The same numbers as :attr:`Gradients.norms`. Arguments as for :func:`per_sample_gradients`.
+    """
+    inputs = Inputs(data, device)
+    names = select_parameters(model, parameters)
+    runner = make_engine(engine, model, loss, names, inputs.take(np.arange(1)), device)
+    blocks = [_norms(values).cpu().numpy() for values in _gradients(runner, inputs, 0)]
+    return np.concatenate(blocks)
+
+
 def _gradients(engine: Engine, inputs: Inputs, start: int) -> Iterator[Tensor]:
     """Gradients ``(some inputs, parameter)`` float32 of the inputs from ``start`` on, in order."""
     size = engine.layout.size
@@ -250,10 +270,14 @@ def _gradients(engine: Engine, inputs: Inputs, start: int) -> Iterator[Tensor]:
 
 def _scaled(values: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Rows as they are stored, and their norms; a zero gradient stays zero."""
-    norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
+    norms = _norms(values)
     factor = torch.where(norms > 0, _stored_norm(values.shape[1]) / norms, 0)
     stored = (values * factor[:, None].float()).to(getattr(torch, dtype))
     return stored.cpu().numpy(), norms.cpu().numpy()
+
+
+def _norms(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
 
 
 def _stored_norm(parameters: int) -> float:

@@ -1,4 +1,4 @@
-"""Images in class folders named by WordNet ids, the layout of ImageNet and of torchvision."""
+"""Images in class folders, the layout of torchvision's ImageFolder; of ImageNet, named by wnids."""
 
 from __future__ import annotations
 
@@ -26,21 +26,38 @@ def imagenet_wnids() -> list[str]:
     return list(ImageNetInfo("imagenet-1k").label_names())
 
 
-class WnidImages(Dataset):
-    """Images below ``folder/<wnid>/``, in sorted order, with their class index.
+def class_folders(folder: str | Path) -> list[str]:
+    """Names of the class folders in an image folder, sorted.
+
+    Raises:
+        DataError: the image folder is missing.
+    """
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such image folder; correct the path in the config")
+    return sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
+
+
+class ClassFolders(Dataset):
+    """Images below ``folder/<class>/``, in sorted order, with their class index.
 
     Args:
         folder: the image folder.
         preprocess: turns an RGB :class:`PIL.Image.Image` into a tensor ``(channel, height,
             width)``.
-        classes: wnids in the order of the model's outputs; default the ILSVRC-2012 order.
+        classes: names of the class folders in the order of the model's outputs; by default the
+            folders there are, sorted, as in :class:`torchvision.datasets.ImageFolder`.
         per_class: at most this many images a class, the first by name; all if not given.
+
+    Attributes:
+        classes: names in the order of the class indices.
+        folders, labels, names: of every image its class folder, class index and path below
+            ``folder``, ``(n,)`` each.
 
     Items are ``(tensor, class index)``.
 
     Raises:
-        DataError: the folder is missing or has no images, or a class folder is not named by a wnid
-            or not one of ``classes``; on access, an image cannot be decoded.
+        DataError: the folder is missing or has no images, or a class folder is not one of
+            ``classes``; on access, an image cannot be decoded.
     """
 
     def __init__(
@@ -51,31 +68,32 @@ class WnidImages(Dataset):
         per_class: int | None = None,
     ):
         self.folder, self.preprocess = Path(folder), preprocess
-        if not self.folder.is_dir():
-            raise DataError(f"{folder}: no such image folder; correct the path in the config")
-        index = {wnid: i for i, wnid in enumerate(classes or imagenet_wnids())}
+        found = class_folders(self.folder)
+        self.classes = list(classes or found)
+        index = {name: i for i, name in enumerate(self.classes)}
         self.paths: list[Path] = []
-        for class_folder in sorted(path for path in self.folder.iterdir() if path.is_dir()):
-            if not WNID.fullmatch(class_folder.name):
+        for name in found:
+            self._check(name)
+            if name not in index:
                 raise DataError(
-                    f"{class_folder}: not named by a wnid such as n01440764; "
-                    "move it out or rename it"
-                )
-            if class_folder.name not in index:
-                raise DataError(
-                    f"{class_folder}: {class_folder.name} is not one of the model's "
+                    f"{self.folder / name}: {name} is not one of the model's "
                     f"{len(index)} classes; move it out"
                 )
-            images = (p for p in class_folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            images = (p for p in (self.folder / name).rglob("*") if p.suffix.lower() in EXTENSIONS)
             self.paths += sorted(images)[:per_class]
         if not self.paths:
             raise DataError(
-                f"{folder}: holds no images; expected <wnid>/<name>.JPEG "
+                f"{folder}: holds no images; expected {self._layout} "
                 f"(extensions {', '.join(sorted(EXTENSIONS))})"
             )
-        self.wnids = np.array([p.relative_to(self.folder).parts[0] for p in self.paths])
-        self.labels = np.array([index[wnid] for wnid in self.wnids])
+        self.folders = np.array([p.relative_to(self.folder).parts[0] for p in self.paths])
+        self.labels = np.array([index[name] for name in self.folders])
         self.names = np.array([p.relative_to(self.folder).as_posix() for p in self.paths])
+
+    _layout = "<class>/<name>.jpg"
+
+    def _check(self, name: str) -> None:
+        """Refuse a class folder by its name."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -95,13 +113,49 @@ class WnidImages(Dataset):
         """Remove items by index."""
         keep = np.setdiff1d(np.arange(len(self)), unreadable)
         self.paths = [self.paths[i] for i in keep]
-        self.wnids, self.labels, self.names = (
-            array[keep] for array in (self.wnids, self.labels, self.names)
+        self.folders, self.labels, self.names = (
+            array[keep] for array in (self.folders, self.labels, self.names)
         )
+
+    def draw(self, count: int | None, rng: np.random.Generator) -> None:
+        """Keep ``count`` items drawn at random; all if there are no more, or for None."""
+        if count and len(self) > count:
+            kept = rng.choice(len(self), count, replace=False)
+            self.drop(np.setdiff1d(np.arange(len(self)), kept).tolist())
+
+
+class WnidImages(ClassFolders):
+    """:class:`ClassFolders` named by wnids, by default in the ILSVRC-2012 order of classes.
+
+    Args and errors as there; also a DataError for a class folder that is not named by a wnid.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        preprocess: Callable[[Image.Image], Tensor],
+        classes: list[str] | None = None,
+        per_class: int | None = None,
+    ):
+        super().__init__(folder, preprocess, classes or imagenet_wnids(), per_class)
+
+    _layout = "<wnid>/<name>.JPEG"
+
+    def _check(self, name: str) -> None:
+        if not WNID.fullmatch(name):
+            raise DataError(
+                f"{self.folder / name}: not named by a wnid such as n01440764; "
+                "move it out or rename it"
+            )
+
+    @property
+    def wnids(self) -> np.ndarray:
+        """Of every image, ``(n,)``."""
+        return self.folders
 
 
 def load_images(
-    images: WnidImages, skip_unreadable: bool = False, progress: bool = True
+    images: ClassFolders, skip_unreadable: bool = False, progress: bool = True
 ) -> tuple[Tensor, Tensor]:
     """All images in memory: inputs ``(n, channel, height, width)`` float32, class indices ``(n,)``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from losskernel.errors import ConfigError, WeightsError
-from losskernel.models.inception_v1 import InceptionV1, from_caffe_names
+from losskernel.models.inception_v1 import InceptionV1, from_caffe_names, initialize
 
 CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)
 
@@ -50,20 +51,29 @@ def caffe_preprocessing(image_size: int = 224) -> Callable[[Image.Image], Tensor
 
 
 def load_classifier(
-    name: str, weights: str | Path = "pretrained", image_size: int | None = None, seed: int = 0
+    name: str,
+    weights: str | Path = "pretrained",
+    image_size: int | None = None,
+    seed: int = 0,
+    fit_outputs: bool = True,
 ) -> Classifier:
-    """Load an ImageNet classifier.
+    """Load an image classifier.
 
     Args:
-        name: ``inception_v1`` (as published), ``torchvision:<name>`` or ``timm:<name>``.
+        name: ``inception_v1`` (as published), ``torchvision:<name>``, ``timm:<name>``, or your own,
+            ``<file>.py:<function>``: the function is called without arguments and returns the model
+            and what turns an RGB :class:`PIL.Image.Image` into its input tensor.
         weights: ``pretrained`` (downloaded by torchvision or timm), ``random`` (drawn from
             ``seed``; a control), or a file: safetensors, or a torch state dict, which is read with
-            ``weights_only`` so that nothing in it is executed.
+            ``weights_only`` so that nothing in it is executed. A model of your own comes with its
+            weights if this is ``pretrained``.
         image_size: side of the square input in pixels; the model's own if not given.
         seed: of random weights.
+        fit_outputs: give a model of torchvision or timm as many outputs as the last linear layer
+            has in the file; otherwise weights with another number of classes do not fit.
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the name is unknown, or your own function is not as above.
         WeightsError: the weights cannot be read or do not fit; names the file and the tensor.
     """
     source, _, model_name = name.rpartition(":")
@@ -71,26 +81,33 @@ def load_classifier(
     pretrained = str(weights) == "pretrained"
     if name == "inception_v1" and pretrained:
         raise WeightsError("inception_v1: give the path of bvlc_googlenet.safetensors as weights")
+    state = None if file is None else read_weights(file)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "inception_v1":
             model, preprocess = InceptionV1(), caffe_preprocessing(image_size or 224)
-        elif source == "torchvision":
-            model, preprocess = _torchvision(model_name, pretrained, image_size)
-        elif source == "timm":
-            model, preprocess = _timm(model_name, pretrained, image_size)
+            if file is None:
+                initialize(model)
+        elif source in BUILDERS:
+            build = BUILDERS[source]
+            model, preprocess = build(model_name, pretrained, image_size)
+            outputs = _outputs(model, state) if fit_outputs else None
+            if outputs is not None:
+                model, preprocess = build(model_name, pretrained, image_size, outputs)
+        elif source.endswith(".py"):
+            model, preprocess = _own(Path(source), model_name)
         else:
             raise ConfigError(
-                f"model: '{name}' is not inception_v1, torchvision:<name> or timm:<name>"
+                f"model: '{name}' is not inception_v1, torchvision:<name> or timm:<name>, nor "
+                "<file>.py:<function>"
             )
     if file is not None:
-        state = read_weights(file)
         load_weights(model, from_caffe_names(state) if name == "inception_v1" else state, file)
     model.eval()
     return Classifier(model.to(memory_format=torch.channels_last), preprocess)
 
 
-def _torchvision(name: str, pretrained: bool, image_size: int | None):
+def _torchvision(name: str, pretrained: bool, image_size: int | None, outputs: int | None = None):
     import torchvision
 
     try:
@@ -98,6 +115,7 @@ def _torchvision(name: str, pretrained: bool, image_size: int | None):
     except ValueError as error:
         raise ConfigError(f"model: torchvision has no model '{name}'") from error
     options = {"init_weights": True} if name == "googlenet" and not pretrained else {}
+    options |= {"num_classes": outputs} if outputs else {}
     model = torchvision.models.get_model(name, weights=weights if pretrained else None, **options)
     if getattr(model, "aux_logits", False):  # training heads, absent from pretrained weights
         model.aux_logits, model.aux1, model.aux2 = False, None, None
@@ -105,16 +123,55 @@ def _torchvision(name: str, pretrained: bool, image_size: int | None):
     return model, weights.transforms(**size)
 
 
-def _timm(name: str, pretrained: bool, image_size: int | None):
+def _timm(name: str, pretrained: bool, image_size: int | None, outputs: int | None = None):
     import timm
 
+    head = {"num_classes": outputs} if outputs else {}
     try:
-        model = timm.create_model(name, pretrained=pretrained)
+        model = timm.create_model(name, pretrained=pretrained, **head)
     except RuntimeError as error:
         raise ConfigError(f"model: timm has no model '{name}' ({error})") from error
     options = {"input_size": (3, image_size, image_size)} if image_size else {}
     config = timm.data.resolve_data_config(options, model=model)
     return model, timm.data.create_transform(**config, is_training=False)
+
+
+BUILDERS = {"torchvision": _torchvision, "timm": _timm}
+
+
+def _outputs(model: nn.Module, state: dict[str, Tensor] | None) -> int | None:
+    """Outputs of the last linear layer in ``state``, if they are not as many as the model's."""
+    linear = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+    if state is None or not linear:
+        return None
+    name, module = linear[-1]
+    stored = state.get(f"{name}.weight")
+    if stored is None or stored.ndim != 2 or len(stored) == module.out_features:
+        return None
+    return len(stored)
+
+
+def _own(path: Path, function: str) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
+    """What a function of a user's own file returns."""
+    if not path.is_file():
+        raise ConfigError(f"model: {path}: no such file; correct the path")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise ConfigError(f"model: {path} has no function '{function}'")
+    made = getattr(module, function)()
+    if not (
+        isinstance(made, tuple)
+        and len(made) == 2
+        and isinstance(made[0], nn.Module)
+        and callable(made[1])
+    ):
+        raise ConfigError(
+            f"model: {path}:{function} must return a torch module and a function that turns an "
+            "image into its input tensor"
+        )
+    return made
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
