@@ -16,7 +16,12 @@ configfile: "config/config.yaml"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/arithmetic.smk"
 include: "workflow/rules/imagenet.smk"
+include: "workflow/rules/imagenet_controls.smk"
+include: "workflow/rules/gamma_sweep.smk"
+include: "workflow/rules/gain.smk"
+include: "workflow/rules/precision.smk"
 include: "workflow/rules/mislabel.smk"
+include: "workflow/rules/development.smk"
 include: "workflow/rules/compare.smk"
 
 
@@ -24,7 +29,17 @@ rule all:
     default_target: True
     input:
         figures("arithmetic_separation", "arithmetic_search"),
-        figures("imagenet_map", "imagenet_matrix", "imagenet_lift", "imagenet_convergence"),
-        figures("mislabel_detection"),
+        figures("imagenet_map", "imagenet_kernels", "imagenet_semantics", "imagenet_lift"),
+        figures("imagenet_matrix", "imagenet_convergence"),
+        rules.figure_imagenet_orbit.output,
+        figures("imagenet_controls") if imagenet["controls"] else [],
+        rules.imagenet_neighbors.output,
+        rules.imagenet_claims.output,
+        figures("gain"),
+        rules.precision_compare.output if IMAGES and precision["precisions"] else [],
+        figures(*MISLABEL_FIGURES),
         rules.figure_imagenet_thumbnails.output if IMAGES else [],
+        figures("development_arithmetic"),
+        figures("development") if tiny["enabled"] else [],
+        rules.figure_development_animation.output if tiny["enabled"] else [],
         rules.compare.output,

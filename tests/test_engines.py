@@ -123,6 +123,40 @@ def test_bfloat16_arithmetic_keeps_float32_weights_and_losses():
     assert torch.cosine_similarity(*gradients).item() > 0.99
 
 
+def test_the_precision_of_the_losses_alone():
+    model = network()
+    names = select_parameters(model)
+    full, half, mixed = (
+        SequentialEngine(model, cross_entropy, names, precision=one, eval_precision=other)
+        for one, other in (("float32", None), ("bfloat16", None), ("float32", "bfloat16"))
+    )
+    weights = weights_around(full)
+    for found, expected in zip(
+        mixed.gradients(weights, batches()), full.gradients(weights, batches()), strict=True
+    ):
+        assert torch.equal(found, expected)
+    found, expected = (engine.losses(weights, Inputs((X, Y)), 10) for engine in (mixed, half))
+    assert torch.equal(found, expected)
+
+
+def test_tf32_of_the_losses_alone_is_in_force_while_they_are_computed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    matmul, seen = torch.backends.cuda.matmul, []
+    model = nn.Linear(3, 4)
+
+    def loss(output, target):
+        seen.append(matmul.allow_tf32)
+        return cross_entropy(output, target)
+
+    data = (torch.randn(2, 3), torch.tensor([0, 1]))
+    for kind in (BatchedEngine, SequentialEngine):
+        engine = kind(model, loss, ["weight"], eval_precision="tf32")
+        with tensor_cores("float32"):
+            engine.gradients(engine.center[None], [data])
+            engine.losses(engine.center[None], Inputs(data), 2)
+    assert seen == [False, True] * 2
+
+
 class Branching(nn.Module):
     """What vmap cannot batch: a branch on a value."""
 
@@ -157,7 +191,10 @@ def test_choice_of_engine():
     [
         ("fast", {}, "'fast' is not one of auto, batched, sequential"),
         ("batched", {"precision": "bfloat16"}, "need engine 'sequential'"),
+        ("batched", {"eval_precision": "bfloat16"}, "need engine 'sequential'"),
         ("sequential", {"precision": "float16"}, "'float16' is not one of float32, tf32, bfloat16"),
+        ("auto", {"precision": "tf32"}, "^precision: 'tf32' is of NVIDIA GPUs"),
+        ("auto", {"eval_precision": "tf32"}, "^eval_precision: 'tf32' is of NVIDIA GPUs"),
     ],
 )
 def test_impossible_settings(kind, options, message):

@@ -179,6 +179,17 @@ class TestUmap:
         np.testing.assert_array_equal(indices, before[0])
         np.testing.assert_array_equal(nearest, before[1])
 
+    def test_it_begins_where_it_is_told(self):
+        rng = np.random.default_rng(0)
+        indices, nearest = nearest_neighbors(euclidean(rng.standard_normal((60, 3))), 6)
+        start = rng.standard_normal((60, 2))
+        moved = [umap_embedding(indices, nearest, n_epochs=1, init=to) for to in (start, -start)]
+        for embedding, begin in zip(moved, (start, -start), strict=True):
+            for axis in (0, 1):  # UMAP rescales each axis; one epoch moves points little
+                assert np.corrcoef(embedding[:, axis], begin[:, axis])[0, 1] > 0.9
+        with pytest.raises(DataError, match=r"init of shape \(59, 2\) is not \(60, 2\)"):
+            umap_embedding(indices, nearest, init=start[1:])
+
     def test_shapes(self):
         indices, nearest = nearest_neighbors(euclidean(np.arange(9.0)[:, None]), 8)
         embedding = umap_embedding(indices, nearest, n_components=3, n_epochs=10)

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as transforms
 
-from losskernel.data.images import WnidImages, imagenet_wnids, load_images
+from losskernel.data.images import ClassFolders, WnidImages, imagenet_wnids, load_images
 from losskernel.errors import DataError
 
 TENCH, GOLDFISH, TISSUE = "n01440764", "n01443537", "n15075141"
@@ -123,3 +124,26 @@ def test_nothing_left_after_skipping(tmp_path):
     images = WnidImages(tmp_path, transforms.pil_to_tensor)
     with pytest.raises(DataError, match="none of its images can be decoded"):
         load_images(images, skip_unreadable=True, progress=False)
+
+
+def test_class_folders_of_any_name_are_numbered_as_torchvision_does(tmp_path):
+    for name in ("zebra", "Ant", "cat 2"):
+        add_image(tmp_path, name, "a.png")
+    images = ClassFolders(tmp_path, transforms.pil_to_tensor)
+    expected = ImageFolder(tmp_path)
+    assert images.classes == expected.classes and images.labels.tolist() == expected.targets
+    assert images.names.tolist() == ["Ant/a.png", "cat 2/a.png", "zebra/a.png"]
+    other = ClassFolders(tmp_path, transforms.pil_to_tensor, classes=["zebra", "cat 2", "Ant", "x"])
+    assert other.labels.tolist() == [2, 1, 0]
+    with pytest.raises(DataError, match="zebra: zebra is not one of the model's 2 classes"):
+        ClassFolders(tmp_path, transforms.pil_to_tensor, classes=["cat 2", "Ant"])
+
+
+def test_some_images_at_random(folder):
+    images = WnidImages(folder, transforms.pil_to_tensor)
+    images.draw(9, np.random.default_rng(0))
+    images.draw(None, np.random.default_rng(0))
+    assert len(images) == 4
+    images.draw(2, np.random.default_rng(0))
+    assert len(images) == len(set(images.names)) == 2
+    assert [name.split("/")[0] for name in images.names] == images.wnids.tolist()

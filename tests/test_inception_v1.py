@@ -27,6 +27,19 @@ def test_parameters_and_shapes():
             assert model(x).shape == (2, 1000)
 
 
+def test_untrained_weights_keep_the_images_apart():
+    model = load_classifier("inception_v1", "random", 64, seed=0).model
+    layer = model._modules["conv2/3x3"]
+    # Uniform with variance 1 / fan-in; 64 * 9 inputs, 110,592 weights: 1 % is twice the error.
+    assert layer.weight.std().item() == pytest.approx((64 * 9) ** -0.5, rel=0.01)
+    assert layer.weight.abs().max() <= (3 / (64 * 9)) ** 0.5
+    x = 50 * torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = model(x)
+    assert logits.std(dim=0).mean() > 0.01  # of one class over images; PyTorch's leaves 1e-5
+    assert logits.std(dim=1).mean() < 3  # of one image over classes: no saturated softmax
+
+
 def test_caffe_names_become_those_of_the_module():
     renamed = from_caffe_names({"inception_3a/3x3.weight": 1, "conv1/7x7_s2.bias": 2})
     assert renamed == {"inception_3a.3x3.weight": 1, "conv1/7x7_s2.bias": 2}

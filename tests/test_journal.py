@@ -115,3 +115,23 @@ def test_what_a_kill_during_the_state_left_is_removed(tmp_path):
     journal = Journal(tmp_path, SETTINGS, 2, 3)
     journal.close()
     assert not leftover.exists() and journal.draws == 2
+
+
+def test_the_time_of_every_draw_is_kept(tmp_path):
+    for start, seconds in ((0, [1.0, 2.0]), (2, [4.0])):
+        with closing(Journal(tmp_path, SETTINGS, 2, 3)) as journal:
+            for draw, value in enumerate(seconds, start):
+                state = torch.zeros(2, 4), np.array([-1, -1])
+                journal.append(losses(draw), np.zeros(2), *state, seconds=value)
+            found = journal.seconds(start + len(seconds))
+    assert found.tolist() == [1, 2, 4]
+
+
+def test_a_journal_from_before_times_were_kept_continues(tmp_path):
+    write(tmp_path, 2)
+    (tmp_path / "seconds.f64").unlink()
+    write(tmp_path, 3, start=2)
+    journal = Journal(tmp_path, SETTINGS, 2, 3)
+    journal.close()
+    assert journal.draws == 3 and np.isnan(journal.seconds(3)).all()
+    assert (tmp_path / "seconds.f64").stat().st_size == 8 * 3

@@ -372,6 +372,15 @@ def test_coupled_displacements_need_none_of_the_run(tmp_path):
     assert displacement_probe(tmp_path / "c with") == Probe(n_beta=0, gamma=40, step_size=0.01)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to draw the noise on")
+def test_noise_of_a_gpu_is_not_replaced_by_that_of_the_cpu(tmp_path):
+    sample(*smooth_problem(), Probe(n_beta=20, gamma=40, step_size=0.01), tmp_path / "j", draws=2)
+    path = tmp_path / "j/settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"noise_device": "cuda"}))
+    with pytest.raises(TraceError, match="its noise was drawn on a GPU"):
+        write_coupled_displacements(tmp_path / "j", tmp_path / "c", progress=False)
+
+
 # The normalized kernel
 
 

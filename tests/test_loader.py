@@ -178,3 +178,55 @@ def test_random_weights_come_from_the_seed_alone():
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:test_resnet"])
+def test_a_model_has_the_outputs_of_its_weights(tmp_path, name):
+    source, _, model = name.partition(":")
+    make = torchvision.models.get_model if source == "torchvision" else timm.create_model
+    torch.manual_seed(0)
+    own = make(model, num_classes=3)
+    save_file(own.state_dict(), tmp_path / "own.safetensors")
+    loaded = load_classifier(name, tmp_path / "own.safetensors", image_size=64)
+    x = loaded.preprocess(IMAGE)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(x), own.eval()(x))
+
+
+OWN = """
+import torch
+
+def build():
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), shrink
+
+def shrink(image):
+    return torch.tensor(list(image.resize((2, 2)).tobytes())).float().reshape(3, 2, 2)
+
+def nothing():
+    return None
+"""
+
+
+def test_a_model_of_your_own(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    own = load_classifier(f"{tmp_path / 'mine.py'}:build")
+    assert own.model(own.preprocess(IMAGE)[None]).shape == (1, 3) and not own.model.training
+    state = {name: tensor + 1 for name, tensor in own.model.state_dict().items()}
+    save_file(state, tmp_path / "mine.safetensors")
+    other = load_classifier(f"{tmp_path / 'mine.py'}:build", tmp_path / "mine.safetensors")
+    torch.testing.assert_close(other.model[1].bias, own.model[1].bias + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine.py:make", "mine.py has no function 'make'"),
+        ("mine.py:nothing", "mine.py:nothing must return a torch module and a function"),
+        ("yours.py:build", "yours.py: no such file"),
+    ],
+)
+def test_a_function_that_makes_no_model(tmp_path, name, message):
+    (tmp_path / "mine.py").write_text(OWN)
+    with pytest.raises(ConfigError, match=message):
+        load_classifier(str(tmp_path / name))

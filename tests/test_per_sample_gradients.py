@@ -9,7 +9,7 @@ from losskernel.errors import ConfigError, DataError, LossKernelError, TraceErro
 from losskernel.models.inception_v1 import InceptionV1
 from losskernel.models.transformer import ArithmeticTransformer
 from losskernel.parameters import FlatLayout, select_parameters
-from losskernel.per_sample_gradients import Gradients, per_sample_gradients
+from losskernel.per_sample_gradients import Gradients, gradient_norms, per_sample_gradients
 from losskernel.sampling import cross_entropy
 
 
@@ -85,6 +85,14 @@ def test_gradients_are_those_of_a_plain_loop(tmp_path, name, engine, dtype):
         length = sum(g.double().square().sum() for g in expected.values()).sqrt()
         assert difference.sqrt() < tolerance * length
         assert norm == pytest.approx(length.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["batched", "sequential"])
+def test_norms_without_a_file_are_those_with_one(tmp_path, engine):
+    model, data = case("mlp")
+    stored = compute(model, data, tmp_path, engine=engine, parameters=["0.*"])
+    found = gradient_norms(model, data, engine=engine, parameters=["0.*"])
+    np.testing.assert_array_equal(found, stored.norms)
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e20])

@@ -15,7 +15,9 @@ from losskernel.hierarchy import (
     COARSE_GROUPS,
     Hierarchy,
     coarse_groups,
+    groups_at_depth,
     hierarchy_order,
+    lowest_common_hypernym,
     subtree_members,
 )
 from losskernel.taxonomy import (
@@ -24,6 +26,8 @@ from losskernel.taxonomy import (
     lift_by_k,
     mean_common_depth,
     mean_pair_depth,
+    rank_correlations,
+    region_lift,
     shuffled_null,
 )
 
@@ -699,3 +703,69 @@ def test_no_wordnet_corpus(tmp_path):
     assert "nltk.downloader wordnet" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert nltk.data.path == before
+
+
+def test_groups_at_a_depth_are_hypernyms_there_or_classes_that_end_above():
+    groups, names = groups_at_depth(SMALL, 1)
+    assert [names[g] for g in groups] == ["animal"] * 3 + ["tool"] * 2
+    groups, names = groups_at_depth(SMALL, 2)
+    assert [names[g] for g in groups] == ["dog", "dog", "cat", "saw", "axe"]
+    assert set(groups_at_depth(SMALL, 0)[0]) == {0}
+    assert len(set(groups_at_depth(SMALL, 9)[0])) == 5
+
+
+def test_groups_of_a_class_with_two_hypernyms_follow_the_deeper_one():
+    groups, names = groups_at_depth(DAG, 1)
+    assert [names[g] for g in groups] == ["flier", "flier", "mammal"]
+    with pytest.raises(DataError, match="depth is -1"):
+        groups_at_depth(DAG, -1)
+
+
+def test_the_lowest_common_hypernym_by_name():
+    assert lowest_common_hypernym(SMALL, PUG, HUSKY) == "dog"
+    assert lowest_common_hypernym(SMALL, PUG, CAT) == "animal"
+    assert lowest_common_hypernym(SMALL, SAW, CAT) == "thing"
+    assert lowest_common_hypernym(SMALL, SAW, SAW) == "saw"
+    assert lowest_common_hypernym(DAG, 0, 1) == "winged"
+
+
+def test_region_lift_by_hand():
+    # Region of inputs 0, 1, 2 of 5. Of their 6 edges, 4 stay inside; by chance half of them do:
+    # each has 4 others, 2 of them in the region.
+    neighbors = np.array([[1, 2], [0, 3], [1, 4], [0, 4], [3, 0]])
+    members = np.array([True, True, True, False, False])
+    assert region_lift(neighbors, members) == pytest.approx((4 / 6) / (2 / 4))
+    # The other region: edges 3 -> 4 and 4 -> 3 of four; by chance one of four others.
+    both = np.column_stack([members, ~members])
+    np.testing.assert_allclose(region_lift(neighbors, both), [4 / 3, (2 / 4) / (1 / 4)])
+
+
+def test_region_lift_leaves_out_pairs_of_equal_label():
+    # Two inputs of class 0, one each of 1, 2, 3; the region is classes 0 and 1.
+    labels = np.array([0, 0, 1, 2, 3])
+    members = labels <= 1
+    neighbors = np.array([[2], [3], [0], [0], [3]])
+    # Ordered pairs of unequal label from the region: 3 + 3 + 4, of them inside 1 + 1 + 2.
+    assert region_lift(neighbors, members, labels) == pytest.approx((2 / 3) / (4 / 10))
+
+
+def test_region_lift_of_one_class_is_undefined_and_of_all_is_one():
+    neighbors = np.array([[1], [2], [0]])
+    found = region_lift(neighbors, [[True, True], [False, True], [False, True]])
+    assert np.isnan(found[0]) and found[1] == 1
+    with pytest.raises(DataError, match="members has shape"):
+        region_lift(neighbors, [True, False])
+
+
+def test_rank_correlations_are_those_of_each_pair_of_matrices_under_the_same_relabelings():
+    rng = np.random.default_rng(0)
+    first, second = ([m + m.T for m in rng.normal(size=(k, 6, 6))] for k in (3, 2))
+    found, samples = rank_correlations(first, second, permutations=4, seed=1)
+    assert found.shape == (3, 2) and samples.shape == (4, 3, 2)
+    pairs = np.triu_indices(6, 1)
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
+            assert found[i, j] == pytest.approx(spearmanr(a[pairs], b[pairs]).statistic)
+            alone = hierarchy_rank_correlation(a, b, permutations=4, seed=1)
+            np.testing.assert_allclose(samples[:, i, j], alone.null.samples)
+    assert rank_correlations(first, second)[1].shape == (0, 3, 2)

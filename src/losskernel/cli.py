@@ -23,14 +23,25 @@ EXPERIMENTS = (
     "arithmetic_separation",
     "arithmetic_search",
     "imagenet",
+    "controls",
+    "semantic",
+    "semantic_reports",
+    "gamma_sweep",
+    "gamma_claims",
+    "gain",
+    "precision",
     "mislabel",
+    "mislabel_memorized",
+    "mislabel_probe_time",
+    "mislabel_claims",
     "development",
+    "development_analysis",
     "development_arithmetic",
     "limit",
     "compare",
     "trace",
 )
-FIGURES = ("arithmetic", "imagenet", "mislabel")
+FIGURES = ("arithmetic", "imagenet", "gamma_sweep", "gain", "mislabel", "development")
 log = logging.getLogger("losskernel")
 
 

@@ -114,6 +114,7 @@ def umap_embedding(
     min_dist: float = 0.1,
     seed: int = 0,
     n_epochs: int | None = None,
+    init: ArrayLike | None = None,
 ) -> NDArray[np.float32]:
     """UMAP of a given neighbor graph (McInnes, Healy and Melville 2018, arXiv:1802.03426).
 
@@ -130,6 +131,9 @@ def umap_embedding(
             gives tighter clumps.
         seed: the same seed gives the same embedding on the same machine.
         n_epochs: optimization epochs; None leaves UMAP's choice, 500 up to 10,000 inputs.
+        init: ``(input, n_components)`` where the optimization begins, up to scale and position: the
+            embedding of an earlier graph of the same inputs, to compare the two; None begins with
+            the graph's own spectral embedding.
 
     Returns:
         ``(input, n_components)`` coordinates.
@@ -142,6 +146,12 @@ def umap_embedding(
             f"umap: {len(np.asarray(indices))} inputs are too few for {n_components} dimensions; "
             f"give at least {n_components + 2}"
         )
+    shape = (len(np.asarray(indices)), n_components)
+    if init is not None and (np.shape(init) != shape or not np.isfinite(init).all()):
+        raise DataError(
+            f"umap: init of shape {np.shape(init)} is not {shape} and finite; give one point an "
+            "input"
+        )
     return _fit(
         indices,
         distances,
@@ -149,6 +159,7 @@ def umap_embedding(
         min_dist=min_dist,
         random_state=seed,
         n_epochs=n_epochs,
+        init="spectral" if init is None else np.array(init, np.float32),
     ).embedding_
 
 

@@ -302,6 +302,44 @@ def subtree_members(hierarchy: Hierarchy, hypernym: str) -> NDArray[np.int64]:
     return np.flatnonzero([matches[0] in ancestors for ancestors in hierarchy.ancestors])
 
 
+def groups_at_depth(hierarchy: Hierarchy, depth: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The partition of the classes by their hypernym at one depth.
+
+    Taken on the tree in which each synset keeps its deepest hypernym, as in `hierarchy_order`: a
+    path of it has one synset at every depth, and a class one path. A class that is not as deep is a
+    group of its own.
+
+    Args:
+        depth: in steps from the root, at least 0.
+
+    Returns:
+        (C,) group of each class, and the synset name of each group, sorted.
+
+    Raises:
+        DataError: the depth is negative.
+    """
+    if depth < 0:
+        raise DataError(f"depth is {depth}; the root has depth 0, and nothing lies above it")
+    names = []
+    for name in hierarchy.classes:
+        while hierarchy._depth_of[name] > depth:
+            name = _deepest_hypernym(hierarchy, name)
+        names.append(name)
+    present, groups = np.unique(names, return_inverse=True)
+    return groups, tuple(present.tolist())
+
+
+def lowest_common_hypernym(hierarchy: Hierarchy, first: int, second: int) -> str:
+    """Synset name of the lowest common hypernym of two classes, the first by name among equals."""
+    common = hierarchy.ancestors[first] & hierarchy.ancestors[second]
+    return min(common, key=lambda name: (-hierarchy._depth_of[name], name))
+
+
+def _deepest_hypernym(hierarchy: Hierarchy, name: str) -> str:
+    """The deepest direct hypernym of a synset, the first by name among equals."""
+    return min(hierarchy.hypernyms[name], key=lambda h: (-hierarchy._depth_of[h], h))
+
+
 def coarse_groups(hierarchy: Hierarchy) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Sort the classes into the groups of `COARSE_GROUPS`, for coloring.
 
@@ -337,8 +375,7 @@ def hierarchy_order(hierarchy: Hierarchy) -> tuple[NDArray[np.int64], NDArray[np
         smallest[name] = min([wnid for wnid in (smallest[name], *below) if wnid], default="")
         children[name].sort(key=smallest.__getitem__)
         if hierarchy.hypernyms[name]:
-            parent = min(hierarchy.hypernyms[name], key=lambda h: (-hierarchy._depth_of[h], h))
-            children[parent].append(name)
+            children[_deepest_hypernym(hierarchy, name)].append(name)
     class_index = {name: c for c, name in enumerate(hierarchy.classes)}
     order: list[int] = []
     pending = [hierarchy.synsets[0]]

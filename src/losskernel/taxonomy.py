@@ -118,6 +118,48 @@ def lift_by_k(
     return np.divide(shares, base, out=np.full_like(shares, np.nan), where=base > 0)
 
 
+def region_lift(
+    neighbors: ArrayLike, members: ArrayLike, labels: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """How much likelier than chance the neighbors of a region's inputs lie in the region.
+
+    lift = P(j in region : i in region, j a neighbor of i) / P(j in region : i in region, j != i),
+
+    with ``labels`` over pairs of unequal label. It is `lift` for one synset in place of a depth.
+
+    Args:
+        neighbors: (n, k) indices of the nearest inputs of each input.
+        members: (n,) or (n, R) boolean, whether an input lies in the region, or in each of R.
+        labels: (n,) class of each input; inputs of a class are all in a region or all outside.
+
+    Returns:
+        () or (R,) lift; NaN for a region of fewer than two classes (or, without labels, inputs).
+
+    Raises:
+        DataError: shapes do not fit.
+    """
+    neighbors, members = np.asarray(neighbors), np.asarray(members, bool)
+    if neighbors.ndim != 2 or len(members) != len(neighbors) or members.ndim not in (1, 2):
+        raise DataError(
+            f"members has shape {members.shape} and neighbors {neighbors.shape}; give (n, regions) "
+            "and (n, k)"
+        )
+    n, k = neighbors.shape
+    flat = members.reshape(n, -1).astype(np.float64)
+    labels = np.arange(n) if labels is None else np.asarray(labels)
+    _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    own = sizes[inverse].astype(np.float64)  # inputs of each input's label, itself included
+    inside = flat.sum(axis=0)
+    # Ordered pairs of unequal label that begin in the region, and those that also end there.
+    begin = inside * n - own @ flat
+    both = inside**2 - own @ flat
+    # Edges within the region, a column of neighbors at a time: memory stays (n, regions).
+    edges = sum((flat * flat[neighbors[:, column]]).sum(axis=0) for column in range(k))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = np.where(both > 0, edges / (inside * k) / (both / begin), np.nan)
+    return value.reshape(members.shape[1:])
+
+
 def mean_common_depth(
     neighbors: ArrayLike, depth_matrix: ArrayLike, labels: ArrayLike | None = None
 ) -> float:
@@ -220,23 +262,65 @@ def hierarchy_rank_correlation(
     """
     if permutations < 1:
         raise DataError(f"permutations is {permutations}; at least 1 is needed")
-    first = _centered_ranks(similarity, "similarity")
-    second = _centered_ranks(hierarchy_similarity, "hierarchy_similarity")
-    if first.shape != second.shape:
-        raise DataError(
-            f"similarity has shape {first.shape} and hierarchy_similarity {second.shape}; "
-            "give one row an input in both"
-        )
-    scale = np.linalg.norm(first) * np.linalg.norm(second)
+    correlation, samples = rank_correlations(
+        [similarity], [hierarchy_similarity], permutations=permutations, seed=seed
+    )
+    null = Null.of(samples[:, 0, 0], levels)
+    value = float(correlation[0, 0])
+    return RankCorrelation(value, null, float(null.p_value(value)))
+
+
+def rank_correlations(
+    similarities: Sequence[ArrayLike],
+    hierarchy_similarities: Sequence[ArrayLike],
+    *,
+    permutations: int = 0,
+    seed: int | np.random.SeedSequence = 0,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Spearman's rho of every similarity with every measure of the hierarchy, and their null.
+
+    As `hierarchy_rank_correlation`, for several matrices under the same relabelings: those of the
+    hierarchy are permuted once for all similarities.
+
+    Args:
+        similarities: A matrices (n, n).
+        hierarchy_similarities: B matrices (n, n).
+        permutations: number of relabelings; 0 for none.
+        seed: of `numpy.random.default_rng`.
+
+    Returns:
+        (A, B) correlations, and (permutations, A, B) those of relabeled nodes.
+
+    Raises:
+        DataError: as `hierarchy_rank_correlation`.
+    """
+    first = [_unit_ranks(matrix, "similarity") for matrix in similarities]
+    second = [_unit_ranks(matrix, "hierarchy_similarity") for matrix in hierarchy_similarities]
+    for matrix in first:
+        if matrix.shape != second[0].shape:
+            raise DataError(
+                f"similarity has shape {matrix.shape} and hierarchy_similarity {second[0].shape}; "
+                "give one row an input in both"
+            )
+    n = len(second[0])
+    rows = np.stack(first).reshape(len(first), -1)
     rng = np.random.default_rng(seed)
 
-    def relabeled() -> float:
-        order = rng.permutation(len(second))
-        return np.vdot(first, second[np.ix_(order, order)]) / scale
+    def correlations(matrices: Sequence[NDArray]) -> NDArray[np.float64]:
+        return np.stack([rows @ matrix.ravel() for matrix in matrices], axis=1)
 
-    correlation = float(np.vdot(first, second) / scale)
-    null = Null.of([relabeled() for _ in range(permutations)], levels)
-    return RankCorrelation(correlation, null, float(null.p_value(correlation)))
+    def relabeled() -> NDArray[np.float64]:
+        order = rng.permutation(n)
+        return correlations([matrix[order][:, order] for matrix in second])
+
+    samples = [relabeled() for _ in range(permutations)]
+    return correlations(second), np.reshape(samples, (permutations, len(first), len(second)))
+
+
+def _unit_ranks(similarity: ArrayLike, name: str) -> NDArray[np.float64]:
+    """`_centered_ranks` scaled to a Frobenius norm of 1."""
+    ranks = _centered_ranks(similarity, name)
+    return ranks / np.linalg.norm(ranks)
 
 
 def _centered_ranks(similarity: ArrayLike, name: str) -> NDArray[np.float64]:

@@ -20,13 +20,23 @@ FIGURES = (
     "arithmetic_separation",
     "arithmetic_search",
     "imagenet_map",
+    "imagenet_kernels",
+    "imagenet_semantics",
+    "imagenet_controls",
     "imagenet_matrix",
     "imagenet_lift",
     "imagenet_convergence",
     "mislabel_detection",
+    "mislabel_imagenet",
+    "mislabel_tiny_imagenet",
+    "gain",
+    "development_arithmetic",
+    "development",
 )
-FIGURE_RULES = {f"figure_{name}" for name in FIGURES} | {"figure_imagenet_thumbnails"}
-IMAGENET_FIGURE_RULES = {name for name in FIGURE_RULES if "imagenet" in name}
+FIGURE_RULES = {f"figure_{name}" for name in FIGURES}
+FIGURE_RULES |= {"figure_imagenet_thumbnails", "figure_imagenet_orbit"}
+FIGURE_RULES |= {"figure_development_animation"}
+IMAGENET_FIGURE_RULES = {name for name in FIGURE_RULES if name.startswith("figure_imagenet")}
 IDS = {
     "arithmetic.auc",
     "arithmetic.within_task",
@@ -41,6 +51,8 @@ IDS = {
     "mislabel.auc",
     "mislabel.self_covariance_clean",
     "mislabel.self_covariance_mislabeled",
+    "mislabel.memorized_digits",
+    "mislabel.memorized_tiny_imagenet",
     "development.coarse_to_fine",
 }
 
@@ -59,6 +71,16 @@ def test_a_figure_is_drawn_as_pdf_and_as_png(finished, name):
     with Image.open(folder / f"{name}.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     assert min(pixels.shape[:2]) > 300 and pixels.std() > 10
+
+
+def test_the_orbit_is_an_animation_of_one_turn(finished):
+    path = finished.folder / "results/smoke/figures/imagenet_orbit.gif"
+    assert path.stat().st_size < 5_000_000
+    with Image.open(path) as image:
+        frames = [np.asarray(image.convert("RGB"))]
+        image.seek(image.n_frames // 4)
+        frames.append(np.asarray(image.convert("RGB")))
+    assert image.n_frames >= 30 and not np.array_equal(*frames)
 
 
 def test_columns_and_ids_of_the_table(table):
@@ -81,7 +103,7 @@ def test_measured_rows_tell_value_setting_and_verdict(table):
         assert row["verdict"] not in ("", "not yet measured"), row
     assert float(rows["imagenet.inputs"]["reproduced"]) == 24
     assert rows["arithmetic.auc"]["reported"] == "0.931"
-    unmeasured = {name for name in rows if name.split(".")[0] in ("gamma", "development")}
+    unmeasured = {name for name in rows if name.startswith("gamma.")}
     assert {rows[name]["verdict"] for name in unmeasured} == {"not yet measured"}
     assert {rows[name]["reproduced"] for name in unmeasured} == {""}
 
@@ -109,7 +131,23 @@ def test_a_finished_tree_has_nothing_to_do(finished):
     ("module", "rules"),
     [
         ("figures/style.py", FIGURE_RULES),
-        ("taxonomy.py", {"imagenet_analyze", "compare"} | IMAGENET_FIGURE_RULES),
+        (
+            "taxonomy.py",
+            {
+                "imagenet_analyze",
+                "imagenet_embed",
+                "imagenet_neighbors",
+                "imagenet_leaders",
+                "imagenet_controls",
+                "imagenet_claims",
+                "development_analyze",
+                "development_claims",
+                "figure_development",
+                "figure_development_animation",
+                "compare",
+            }
+            | IMAGENET_FIGURE_RULES,
+        ),
         (
             "separation.py",
             {
@@ -119,6 +157,8 @@ def test_a_finished_tree_has_nothing_to_do(finished):
                 "arithmetic_search_setup",
                 "figure_arithmetic_separation",
                 "figure_arithmetic_search",
+                "development_arithmetic_measure",
+                "figure_development_arithmetic",
                 "compare",
             },
         ),
@@ -178,5 +218,5 @@ def test_a_killed_chain_goes_on_from_its_journal_to_the_same_trace(finished):
     assert status == 0, said
     resumed = LossTrace.load(finished.folder / target)
     whole = LossTrace.load(finished.folder / "results/smoke/imagenet/chains/0.nc")
-    assert 0 < resumed.attributes["seconds_draws"] < 12 == whole.attributes["seconds_draws"]
+    assert 0 < resumed.attributes["resumed_draws"] < 12 == resumed.attributes["seconds_draws"]
     np.testing.assert_array_equal(resumed.losses, whole.losses)

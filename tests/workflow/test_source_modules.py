@@ -67,7 +67,7 @@ def test_a_name_that_does_not_exist_is_an_error(package, function):
 
 
 def test_the_analysis_of_a_trace_does_not_depend_on_the_models():
-    files = sources("experiments.imagenet.analyze")
+    files = sources("experiments.semantic.analyze")
     assert "src/losskernel/taxonomy.py" in files
     assert not [name for name in files if "/models/" in name or "sampling" in name]
     assert "src/losskernel/models/loader.py" in sources("experiments.imagenet.sample")

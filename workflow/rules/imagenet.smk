@@ -16,6 +16,25 @@ CHAINS = range(imagenet["sampling"]["chains"])
 DECODED = 12 * (imagenet["max_inputs"] or 0) * (imagenet["image_size"] or 0) ** 2 // 10**6
 MODEL_MEMORY = 4000 + 3 * max(1300, DECODED)
 LOADING = ("model", "weights", "image_size", "per_class", "max_inputs", "skip_unreadable")
+# What the kernels of the inputs, and the hierarchy of their classes, are made of.
+KERNELS = {
+    "trace": f"{INTERMEDIATE}/trace.nc",
+    "features": f"{INTERMEDIATE}/features.npz",
+    "limit": f"{INTERMEDIATE}/limit.npz" if imagenet["limit"] else [],
+    "hierarchy": f"{REFERENCE}/imagenet/hierarchy.json",
+}
+
+
+def analysis(*keys):
+    """Chosen settings of the analysis, and the seed, as JSON; regions stay in their order."""
+    chosen = {key: imagenet["analysis"][key] for key in keys}
+    return json.dumps({**chosen, "seed": config["seed"]})
+
+
+def kernel_options(wildcards, input):
+    """Options that name the files of `KERNELS`."""
+    return " ".join(f"--{name} {input[name]}" for name in KERNELS if input[name])
+
 
 if IMAGES == "generated":
     # Stand-ins for photographs, for a run without data: class folders of random textures.
@@ -220,40 +239,151 @@ rule imagenet_hierarchy:
 
 
 rule imagenet_analyze:
-    """Kernel, neighbors, lift by depth, rank correlation, convergence."""
+    """Every statistic of every kernel, with standard error and null; convergence."""
     input:
-        trace=f"{INTERMEDIATE}/trace.nc",
-        features=f"{INTERMEDIATE}/features.npz",
-        limit=f"{INTERMEDIATE}/limit.npz" if imagenet["limit"] else [],
-        hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
-        code=code("experiments.imagenet.analyze"),
+        **KERNELS,
+        code=code("experiments.semantic.analyze"),
     output:
         arrays=f"{IMAGENET}/analysis.npz",
-        lift=f"{IMAGENET}/lift.csv",
+        statistics=f"{IMAGENET}/statistics.csv",
         convergence=f"{IMAGENET}/convergence.csv",
+        lift=f"{IMAGENET}/lift.csv",
     log:
         f"{RESULTS}/logs/imagenet_analyze.log",
     benchmark:
         f"{RESULTS}/benchmarks/imagenet_analyze.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        kernels=kernel_options,
+        settings=analysis(
+            "neighbors",
+            "lift_neighbors",
+            "cluster_depths",
+            "map_neighbors",
+            "permutations",
+            "jackknife_blocks",
+        ),
+    shell:
+        "losskernel semantic analyze {params.kernels} --settings {params.settings:q} "
+        "--output {output.arrays} --output-statistics {output.statistics} "
+        "--output-convergence {output.convergence} --output-lift {output.lift} 2> {log}"
+
+
+rule imagenet_embed:
+    """Maps by kernel, in two and three dimensions, and how concentrated the regions are."""
+    input:
+        **KERNELS,
+        code=code("experiments.semantic.embed"),
+    output:
+        arrays=f"{IMAGENET}/maps.npz",
+        regions=f"{IMAGENET}/regions.csv",
+    log:
+        f"{RESULTS}/logs/imagenet_embed.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/imagenet_embed.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
     resources:
         mem_mb=4000,
         runtime=30,
     params:
-        settings=json.dumps({**imagenet["analysis"], "seed": config["seed"]}, sort_keys=True),
-        limit=lambda wildcards, input: f"--limit {input.limit}" if imagenet["limit"] else "",
+        kernels=kernel_options,
+        settings=analysis(
+            "map_kernels", "map_neighbors", "regions", "permutations", "jackknife_blocks"
+        ),
     shell:
-        "losskernel imagenet analyze --trace {input.trace} --features {input.features} "
-        "{params.limit} --hierarchy {input.hierarchy} --settings {params.settings:q} "
-        "--output {output.arrays} --output-lift {output.lift} --output-convergence {output.convergence} 2> {log}"
+        "losskernel semantic embed {params.kernels} --settings {params.settings:q} "
+        "--output {output.arrays} --output-regions {output.regions} 2> {log}"
+
+
+rule imagenet_neighbors:
+    """Nearest neighbors of named images, as a table to read and one to compute with."""
+    input:
+        **KERNELS,
+        code=code("experiments.semantic_reports.neighbors"),
+    output:
+        table=f"{IMAGENET}/neighbors.csv",
+        markdown=report(f"{IMAGENET}/neighbors.md", category="2 ImageNet"),
+    log:
+        f"{RESULTS}/logs/imagenet_neighbors.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/imagenet_neighbors.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=10,
+    params:
+        kernels=kernel_options,
+        settings=analysis("map_kernels", "named_classes", "named_neighbors"),
+    shell:
+        "losskernel semantic-reports neighbors {params.kernels} --settings {params.settings:q} "
+        "--output {output.table} --output-markdown {output.markdown} 2> {log}"
+
+
+rule imagenet_leaders:
+    """Which kernel follows the hierarchy most closely, statistic by statistic."""
+    input:
+        statistics=rules.imagenet_analyze.output.statistics,
+        code=code("experiments.semantic_reports.leaders"),
+    output:
+        table=f"{IMAGENET}/leaders.csv",
+        markdown=report(f"{IMAGENET}/leaders.md", category="2 ImageNet"),
+    log:
+        f"{RESULTS}/logs/imagenet_leaders.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/imagenet_leaders.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    shell:
+        "losskernel semantic-reports leaders --statistics {input.statistics} "
+        "--output {output.table} --output-markdown {output.markdown} 2> {log}"
+
+
+rule imagenet_claims:
+    """What this experiment says of the paper's numbers."""
+    input:
+        arrays=rules.imagenet_analyze.output.arrays,
+        statistics=rules.imagenet_analyze.output.statistics,
+        regions=rules.imagenet_embed.output.regions,
+        leaders=rules.imagenet_leaders.output.table,
+        code=code("experiments.semantic_reports.claims"),
+    output:
+        f"{IMAGENET}/claims.csv",
+    log:
+        f"{RESULTS}/logs/imagenet_claims.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/imagenet_claims.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        settings=analysis("claim_neighbors", "claim_depth"),
+    shell:
+        "losskernel semantic-reports claims --analysis {input.arrays} "
+        "--statistics {input.statistics} --regions {input.regions} --leaders {input.leaders} "
+        "--settings {params.settings:q} --output {output} 2> {log}"
 
 
 rule figure_imagenet_map:
-    """Map of the inputs, colored by their place in the hierarchy."""
+    """Map of the inputs, colored by place in the hierarchy, with nine regions enlarged."""
     input:
-        arrays=rules.imagenet_analyze.output.arrays,
+        arrays=rules.imagenet_embed.output.arrays,
+        regions=rules.imagenet_embed.output.regions,
         code=code("figures.imagenet.map"),
     output:
         pdf=report(f"{FIGURES}/imagenet_map.pdf", category="2 ImageNet"),
@@ -269,16 +399,84 @@ rule figure_imagenet_map:
         mem_mb=2000,
         runtime=5,
     shell:
-        "losskernel figure-imagenet map --arrays {input.arrays} --output {output.pdf} "
-        "--output-png {output.png} 2> {log}"
+        "losskernel figure-imagenet map --arrays {input.arrays} --regions {input.regions} "
+        "--output {output.pdf} --output-png {output.png} 2> {log}"
+
+
+rule figure_imagenet_kernels:
+    """The same map by the sampled kernel, its exact limit and the features."""
+    input:
+        arrays=rules.imagenet_embed.output.arrays,
+        code=code("figures.imagenet.kernels"),
+    output:
+        pdf=report(f"{FIGURES}/imagenet_kernels.pdf", category="2 ImageNet"),
+        png=f"{FIGURES}/imagenet_kernels.png",
+    log:
+        f"{RESULTS}/logs/figure_imagenet_kernels.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure_imagenet_kernels.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=5,
+    shell:
+        "losskernel figure-imagenet kernels --arrays {input.arrays} "
+        "--output {output.pdf} --output-png {output.png} 2> {log}"
+
+
+rule figure_imagenet_orbit:
+    """The map in three dimensions, turning."""
+    input:
+        arrays=rules.imagenet_embed.output.arrays,
+        code=code("figures.imagenet.orbit"),
+    output:
+        report(f"{FIGURES}/imagenet_orbit.gif", category="2 ImageNet"),
+    log:
+        f"{RESULTS}/logs/figure_imagenet_orbit.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure_imagenet_orbit.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=5,
+    shell:
+        "losskernel figure-imagenet orbit --arrays {input.arrays} " "--output {output} 2> {log}"
+
+
+rule figure_imagenet_semantics:
+    """Rank correlation, clusters and regions by kernel, with errors and nulls."""
+    input:
+        statistics=rules.imagenet_analyze.output.statistics,
+        regions=rules.imagenet_embed.output.regions,
+        code=code("figures.imagenet.semantics"),
+    output:
+        pdf=report(f"{FIGURES}/imagenet_semantics.pdf", category="2 ImageNet"),
+        png=f"{FIGURES}/imagenet_semantics.png",
+    log:
+        f"{RESULTS}/logs/figure_imagenet_semantics.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figure_imagenet_semantics.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=5,
+    shell:
+        "losskernel figure-imagenet semantics --statistics {input.statistics} --regions {input.regions} "
+        "--output {output.pdf} --output-png {output.png} 2> {log}"
 
 
 rule figure_imagenet_thumbnails:
     """The same map with the photographs; among the results, which are not tracked."""
     input:
-        arrays=rules.imagenet_analyze.output.arrays,
+        arrays=rules.imagenet_embed.output.arrays,
         images=IMAGES or [],
-        code=code("figures.imagenet.map"),
+        code=code("figures.imagenet.thumbnails"),
     output:
         pdf=f"{IMAGENET}/map_thumbnails.pdf",
         png=f"{IMAGENET}/map_thumbnails.png",
@@ -293,7 +491,7 @@ rule figure_imagenet_thumbnails:
         mem_mb=2000,
         runtime=10,
     shell:
-        "losskernel figure-imagenet map --arrays {input.arrays} --images {input.images} "
+        "losskernel figure-imagenet thumbnails --arrays {input.arrays} --images {input.images} "
         "--output {output.pdf} --output-png {output.png} 2> {log}"
 
 
@@ -323,7 +521,7 @@ rule figure_imagenet_matrix:
 rule figure_imagenet_lift:
     """Taxonomic lift by depth, with noise floor, null and baseline."""
     input:
-        lift=rules.imagenet_analyze.output.lift,
+        statistics=rules.imagenet_analyze.output.statistics,
         code=code("figures.imagenet.lift"),
     output:
         pdf=report(f"{FIGURES}/imagenet_lift.pdf", category="2 ImageNet"),
@@ -339,7 +537,7 @@ rule figure_imagenet_lift:
         mem_mb=1000,
         runtime=5,
     shell:
-        "losskernel figure-imagenet lift --lift {input.lift} --output {output.pdf} "
+        "losskernel figure-imagenet lift --statistics {input.statistics} --output {output.pdf} "
         "--output-png {output.png} 2> {log}"
 
 

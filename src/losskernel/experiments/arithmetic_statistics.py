@@ -70,9 +70,7 @@ def measurements(trace: LossTrace, limit: np.ndarray) -> dict:
                 row[f"{prefix}{symbol}_sd_{pair}"] = blocks[kinds].std()
     # The null: the same scores under a random split of the inputs into two groups of equal size.
     shuffled, r = np.random.default_rng(0).permutation(task), normalize(kernel)
-    row |= {
-        f"null_{name}": pair_auc(score(kernel, r), shuffled) for name, score in SCORES.items()
-    }
+    row |= {f"null_{name}": pair_auc(score(kernel, r), shuffled) for name, score in SCORES.items()}
     return row | {
         "noise_floor": floor,
         "plain_noise_floor": noise_floor(losses),

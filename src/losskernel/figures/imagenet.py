@@ -1,4 +1,4 @@
-"""Figures of experiment 2: map of the inputs, kernel beside the hierarchy, lift, convergence."""
+"""Figures of experiment 2: maps of the inputs, the kernel matrix, statistics, controls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.lines import Line2D
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from losskernel.figures.style import (
@@ -17,22 +20,32 @@ from losskernel.figures.style import (
     GRAY,
     GREEN,
     ORANGE,
+    PURPLE,
     SKY,
     VERMILION,
     apply_style,
     log_axis,
     save_figure,
 )
+from losskernel.files import atomic_path
+from losskernel.hierarchy import OTHER_GROUP
 from losskernel.trace import LossTrace
 
 STYLES = {
     "loss kernel": {"color": BLUE, "marker": "o"},
     "loss kernel, draws alone": {"color": SKY, "marker": "x"},
     "exact limit": {"color": GREEN, "marker": "^"},
+    "exact limit, not normalized": {"color": PURPLE, "marker": "D"},
     "penultimate features": {"color": ORANGE, "marker": "s"},
     "time-shifted null": {"color": GRAY, "marker": "v", "linestyle": "--"},
-    "label-shuffled null": {"color": "black", "marker": None, "linestyle": ":"},
 }
+CONTROLS = {
+    "trained": "trained network, one image a class",
+    "untrained": "untrained network, one image a class",
+    "tiny": "trained network, Tiny ImageNet",
+    "tiny_untrained": "untrained network, Tiny ImageNet",
+}
+HIERARCHY = "turbo"  # many groups in a row need many hues; the order carries over without color
 # Dashed: the covariance of the draws alone, without the control variate.
 CURVES = {
     "to final": {"color": BLUE, "marker": "o"},
@@ -44,65 +57,200 @@ CURVES = {
 }
 
 
-def map(arrays: Path, output: Path, output_png: Path, images: Path | None = None) -> None:
-    """UMAP of the loss kernel beside that of the baseline, colored by position in the hierarchy.
+def map(arrays: Path, regions: Path, output: Path, output_png: Path) -> None:
+    """UMAP of the first kernel, colored by position in the hierarchy, and its regions enlarged.
 
-    Class names mark a spread-out sample of inputs. With ``images`` (the image folder), thumbnails
-    take the place of points and names, to look at, not to publish: photographs are not ours to give
-    away.
+    An enlargement is centered where the region is densest and shows half of its inputs by name;
+    gray are inputs of other classes. Beside its name: lift of the region among the nearest
+    neighbors in the kernel and in the plane, with 97.5 % of what random classes of that number
+    reach.
     """
     apply_style()
     with np.load(arrays) as stored:
         data = dict(stored)
-    summary = json.loads(str(data["summary"]))
-    figure, axes = plt.subplots(1, 2, figsize=(13, 6.4))
-    run = summary["convergence"]
-    panels = (
-        ("embedding", f"Loss kernel (chains: {run['chains']}, draws: {run['draws']} each)"),
-        ("features_embedding", "Baseline: cosine of penultimate features"),
-    )
-    for axis, (name, title) in zip(axes, panels, strict=True):
-        points = axis.scatter(
-            *data[name].T, c=data["position"], cmap="turbo", s=9, vmin=0, vmax=1, linewidths=0
+    table = pd.read_csv(regions)
+    kernel, points = str(data["kernels"][0]), data["embeddings"][0]
+    table = table[table.kernel == kernel].set_index("region")
+    figure = plt.figure(figsize=(17, 9.4))
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.05])
+    axis, insets = left.subplots(), right.subplots(3, 3).ravel()
+    drawn = _scatter(axis, points, data, size=12)
+    axis.set(xlabel="UMAP 1", ylabel="UMAP 2", title=_map_title(kernel, data))
+    margin = 0.03 * np.ptp(points, axis=0)
+    edges = points.min(axis=0) - margin, points.max(axis=0) + margin
+    _hierarchy_bar(left, drawn, axis, data, location="bottom")
+    for inset in insets[len(data["regions"]) :]:
+        inset.remove()
+    for number, (region, inset) in enumerate(zip(data["regions"], insets, strict=False)):
+        inside = data["members"][:, number]
+        letter = chr(ord("a") + number)
+        inset.set_xticks([])
+        inset.set_yticks([])
+        for side in inset.spines.values():
+            side.set_visible(True)
+        row = table.loc[str(region)]
+        if row.classes < 2:  # no pair of unequal label, so no lift
+            title = f"{letter}  {region}: {int(row.classes)} classes among the inputs"
+            inset.set_title(title, fontsize=8, loc="left")
+            continue
+        center, width = _densest(points, inside)
+        _enlarge(inset, points, inside, data, center, width)
+        inset.set_title(
+            f"{letter}  {region} ({int(row.classes)} classes)\n"
+            f"lift {row.lift:.1f}{_plus_minus(row.standard_error)} (chance < {row.null_high:.1f})\n"
+            f"in the plane {row.map_lift:.1f} (chance < {row.map_null_high:.1f})",
+            fontsize=7.5,
+            loc="left",
         )
-        if images is None:
-            _label_examples(axis, data, name)
-        else:
-            _thumbnails(axis, data, name, images)
-        axis.set(xlabel="UMAP 1", ylabel="UMAP 2", title=title)
-    bar = figure.colorbar(points, ax=axes, shrink=0.85, pad=0.01)
-    bar.set_label("position of the class in the WordNet hierarchy (depth-first)")
-    names, where = _group_ticks(data)
-    bar.set_ticks(where, labels=names, fontsize=6)
+        low, high = np.maximum(center - width, edges[0]), np.minimum(center + width, edges[1])
+        axis.add_patch(Rectangle(low, *(high - low), fill=False, lw=0.8, edgecolor="0.3"))
+        axis.annotate(letter, (low[0], high[1]), fontsize=9, fontweight="bold", va="bottom")
     save_figure(figure, output, output_png)
 
 
-def _group_ticks(data: dict) -> tuple[list[str], list[float]]:
-    present = np.unique(data["group"])
-    where = [float(np.median(data["position"][data["group"] == g])) for g in present]
-    return [str(data["group_names"][g]) for g in present], where
+def _plus_minus(error: float) -> str:
+    return "" if np.isnan(error) else f" ± {error:.1f}"
 
 
-def _label_examples(axis, data: dict, embedding: str, examples: int = 40) -> None:
-    """Name a spread-out sample of inputs by their class."""
-    points = data[embedding]
-    chosen = [0]
-    distance = np.linalg.norm(points - points[0], axis=1)
-    while len(chosen) < min(examples, len(points)):
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
-    for i in chosen:
+def _map_title(kernel: str, data: dict) -> str:
+    if "loss kernel" in kernel:
+        return f"UMAP of the {kernel} ({data['chains']} x {data['draws']} draws)"
+    return f"UMAP of the {kernel}"
+
+
+def _scatter(axis, points: np.ndarray, data: dict, size: float):
+    return axis.scatter(
+        *points.T, c=data["position"], cmap=HIERARCHY, s=size, vmin=0, vmax=1, linewidths=0
+    )
+
+
+def _densest(points: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, float]:
+    """Center and half side of the smallest square around a member that holds half of them."""
+    members = points[inside]
+    apart = np.abs(members[:, None] - members[None]).max(axis=2)
+    half = np.quantile(apart, 0.5, axis=1)
+    best = int(half.argmin())
+    # No closer than one point is seen beside another.
+    return members[best], max(1.08 * float(half[best]), 0.02 * float(np.ptp(points)))
+
+
+def _enlarge(axis, points, inside, data, center, width, names: int = 16) -> None:
+    """Members in color and by name, as many as can be read; all others gray."""
+    axis.scatter(*points[~inside].T, s=6, color="0.8", linewidths=0)
+    _scatter(axis, points[inside], {"position": data["position"][inside]}, size=16)
+    axis.set(xlim=center[0] + width * np.array([-1, 1]), ylim=center[1] + width * np.array([-1, 1]))
+    # Not at the very edge, where a name would be cut.
+    shown = np.flatnonzero(inside & (np.abs(points - center) <= 0.9 * width).all(axis=1))
+    for i in _spread_out(points, shown, names):
         axis.annotate(
-            str(data["class_name"][i]), points[i], fontsize=5, alpha=0.85, ha="center", va="bottom"
+            str(data["class_name"][i]),
+            points[i],
+            xytext=(0, 2),
+            textcoords="offset points",
+            fontsize=5.5,
+            ha="center",
+            va="bottom",
+            clip_on=True,
         )
 
 
-def _thumbnails(axis, data: dict, embedding: str, images: Path) -> None:
-    for point, name in zip(data[embedding], data["name"], strict=True):
+def _spread_out(points: np.ndarray, candidates: np.ndarray, count: int) -> list[int]:
+    """Up to ``count`` of the candidates, each the farthest from those before it."""
+    chosen = [int(candidates[0])]
+    distance = np.linalg.norm(points[candidates] - points[chosen[0]], axis=1)
+    while len(chosen) < min(count, len(candidates)):
+        chosen.append(int(candidates[distance.argmax()]))
+        away = np.linalg.norm(points[candidates] - points[chosen[-1]], axis=1)
+        distance = np.minimum(distance, away)
+    return chosen
+
+
+def _hierarchy_bar(figure, drawn, axes, data: dict, location: str) -> None:
+    """The color bar, with groups of classes named where half of their inputs lie on either side."""
+    bar = figure.colorbar(drawn, ax=axes, location=location, shrink=0.9, pad=0.01, aspect=40)
+    bar.set_label("position of the class in the WordNet hierarchy (depth-first)")
+    present = [g for g in np.unique(data["group"]) if data["group_names"][g] != OTHER_GROUP]
+    where = [float(np.median(data["position"][data["group"] == g])) for g in present]
+    order = np.argsort(where)
+    # Names nearer than this would lie on each other.
+    far = np.diff(np.array(where)[order], prepend=-1) > 0.02
+    present, where = ([values[i] for i in order[far]] for values in (present, where))
+    turned = {"rotation": 30, "ha": "right"} if location == "bottom" else {}
+    names = [str(data["group_names"][g]) for g in present]
+    bar.set_ticks(where, labels=names, fontsize=7, **turned)
+
+
+def kernels(arrays: Path, output: Path, output_png: Path) -> None:
+    """The maps of several kernels side by side: what sampling noise costs, and the baseline."""
+    apply_style()
+    with np.load(arrays) as stored:
+        data = dict(stored)
+    count = len(data["kernels"])
+    figure, axes = plt.subplots(1, count, figsize=(5.6 * count + 1, 5.6), squeeze=False)
+    for axis, name, points in zip(axes[0], data["kernels"], data["embeddings"], strict=True):
+        drawn = _scatter(axis, points, data, size=9)
+        for i in _spread_out(points, np.arange(len(points)), 30):
+            axis.annotate(
+                str(data["class_name"][i]), points[i], fontsize=5.5, ha="center", va="bottom"
+            )
+        axis.set(xlabel="UMAP 1", ylabel="UMAP 2", title=_map_title(str(name), data))
+    _hierarchy_bar(figure, drawn, axes, data, location="right")
+    save_figure(figure, output, output_png)
+
+
+def orbit(arrays: Path, output: Path) -> None:
+    """The map in three dimensions, turning once: an animated GIF."""
+    apply_style()
+    with np.load(arrays) as stored:
+        data = dict(stored)
+    # Constrained layout is solved anew for every frame, and moves the axes as the labels turn.
+    figure = plt.figure(figsize=(5.4, 5), layout="none")
+    axis = figure.add_axes((0, 0, 1, 0.95), projection="3d")
+    # One size whatever the depth: GIF holds 256 colors, and fading takes many for each hue.
+    axis.scatter(
+        *data["orbit"].T,
+        c=data["position"],
+        cmap=HIERARCHY,
+        s=10,
+        vmin=0,
+        vmax=1,
+        linewidths=0,
+        depthshade=False,
+    )
+    axis.set(xticks=[], yticks=[], zticks=[], xlabel="UMAP 1", ylabel="UMAP 2", zlabel="UMAP 3")
+    figure.suptitle(
+        f"{_map_title(str(data['kernels'][0]), data)}; color: place in the hierarchy", fontsize=8
+    )
+    frames = 60
+
+    def turn(frame: int) -> None:
+        axis.view_init(elev=20, azim=360 * frame / frames)
+
+    animation = FuncAnimation(figure, turn, frames, interval=100)
+    with atomic_path(output) as temporary:
+        animation.save(temporary, writer=PillowWriter(fps=10), dpi=90)
+    plt.close(figure)
+
+
+def thumbnails(arrays: Path, images: Path, output: Path, output_png: Path) -> None:
+    """The map with the photographs in place of points: to look at, not to publish.
+
+    Photographs are not ours to give away.
+    """
+    apply_style()
+    with np.load(arrays) as stored:
+        data = dict(stored)
+    points = data["embeddings"][0]
+    figure, axis = plt.subplots(figsize=(12, 12))
+    _scatter(axis, points, data, size=9)
+    for point, name in zip(points, data["name"], strict=True):
         with Image.open(images / str(name)) as image:
             picture = image.convert("RGB").resize((24, 24))
         box = AnnotationBbox(OffsetImage(np.asarray(picture), zoom=0.5), point, frameon=False)
         axis.add_artist(box)
+    title = _map_title(str(data["kernels"][0]), data)
+    axis.set(xlabel="UMAP 1", ylabel="UMAP 2", title=title)
+    save_figure(figure, output, output_png)
 
 
 def matrix(arrays: Path, output: Path, output_png: Path) -> None:
@@ -145,51 +293,192 @@ def _block_means(matrix: np.ndarray, width: int) -> np.ndarray:
     return np.nanmean(blocks, axis=(1, 3))
 
 
-def lift(lift: Path, output: Path, output_png: Path) -> None:
-    """Lift of the nearest neighbors by depth (largest k) and by k (at one depth)."""
+def lift(statistics: Path, output: Path, output_png: Path) -> None:
+    """Lift of the nearest neighbors by depth (at one k) and by k (at one depth)."""
     apply_style()
-    table = pd.read_csv(lift)
-    table = table[table.lift > 0]  # no neighbor reaches the depth: nothing to put on a log axis
-    values = table[table.statistic == "value"]
-    errors = table[(table.statistic == "standard_error")].set_index(["k", "depth"])["lift"]
-    low, high = (
-        table[table.statistic == f"quantile_{side}"].set_index(["k", "depth"])["lift"]
-        for side in ("low", "high")
-    )
-    ks = sorted(values.k.unique())
+    table = pd.read_csv(statistics)
+    # A lift of 0 (no neighbor reaches the depth) has no place on a log axis.
+    table = table[(table.statistic == "lift") & (table.value > 0)]
+    ks = sorted(table.k.unique())
     k = 10 if 10 in ks else ks[-1]
-    depths = sorted(values.depth.unique())
+    depths = sorted(table.depth.unique())
     shown = 9 if 9 in depths else depths[len(depths) // 2]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=False)
     for axis, x, fixed, at in ((axes[0], "depth", "k", k), (axes[1], "k", "depth", shown)):
-        for name, rows in values[values[fixed] == at].groupby("kernel", sort=False):
+        for name, rows in table[table[fixed] == at].groupby("kernel", sort=False):
             rows = rows.sort_values(x)
-            axis.plot(rows[x], rows.lift, label=name, markersize=4, **STYLES[name])
+            axis.plot(rows[x], rows.value, label=name, markersize=4, **STYLES[name])
+            low, high = rows.value - rows.standard_error, rows.value + rows.standard_error
+            axis.fill_between(rows[x], low, high, color=STYLES[name]["color"], alpha=0.2, lw=0)
             if name == "loss kernel":
-                error = [errors.get((row.k, row.depth), 0.0) for row in rows.itertuples()]
                 axis.fill_between(
-                    rows[x], rows.lift - error, rows.lift + error, color=BLUE, alpha=0.2, lw=0
-                )
-            if name == "label-shuffled null":
-                keys = [(row.k, row.depth) for row in rows.itertuples()]
-                axis.fill_between(
-                    rows[x],
-                    [low.get(key, np.nan) for key in keys],
-                    [high.get(key, np.nan) for key in keys],
-                    color="black",
-                    alpha=0.12,
-                    lw=0,
+                    rows[x], rows.null_low, rows.null_high, color="black", alpha=0.12, lw=0
                 )
         axis.axhline(1, color="black", linewidth=0.6)
         axis.set_ylabel("taxonomic lift (1 = chance)")
         axis.set_yscale("log", base=2)
         axis.yaxis.set_major_formatter("{x:g}")
     axes[0].set(xlabel="depth of the shared hypernym (steps from entity)")
-    axes[0].set_title(f"{k} nearest neighbors")
+    axes[0].set_title(f"{k:g} nearest neighbors")
     axes[1].set(xlabel="number of nearest neighbors k")
     log_axis(axes[1].xaxis, min(ks), max(ks))
-    axes[1].set_title(f"shared hypernym at depth {shown} or deeper")
-    axes[0].legend(frameon=False, title="bands: ± s.e.; 95 % of shuffles", fontsize="small")
+    axes[1].set_title(f"shared hypernym at depth {shown:g} or deeper")
+    axes[0].legend(
+        frameon=False,
+        title="colored bands: ± s.e. over draws; gray: 95 % of label\npermutations (loss kernel)",
+        fontsize="small",
+        title_fontsize="small",
+    )
+    save_figure(figure, output, output_png)
+
+
+def semantics(statistics: Path, regions: Path, output: Path, output_png: Path) -> None:
+    """Rank correlation, alignment, clusters and regions by kernel, with errors and nulls."""
+    apply_style()
+    table = pd.read_csv(statistics)
+    figure, axes = plt.subplots(2, 3, figsize=(15.5, 8.2))
+    measures = {"path": "path", "wu_palmer": "Wu-Palmer", "lch_depth": "depth of\nhypernym"}
+    for axis, prefix, title in (
+        (axes[0, 0], "spearman", "R against WordNet similarity"),
+        (axes[0, 1], "spearman_magnitude", "|R| against WordNet similarity"),
+    ):
+        rows = table[table.statistic.isin([f"{prefix}_{name}" for name in measures])]
+        _dots(axis, rows, [f"{prefix}_{name}" for name in measures], "statistic")
+        axis.set_xticks(range(len(measures)), list(measures.values()))
+        axis.set(ylabel="Spearman correlation", title=title)
+    alignments = {
+        "cka_features": "CKA\n(with diagonal)",
+        "spearman_features": "Spearman\nof R",
+        "spearman_magnitude_features": "Spearman\nof |R|",
+    }
+    rows = table[table.statistic.isin(alignments) & (table.kernel != "penultimate features")]
+    _dots(axes[0, 2], rows, list(alignments), "statistic")
+    axes[0, 2].set_xticks(range(len(alignments)), list(alignments.values()))
+    axes[0, 2].set(ylabel="alignment", title="Alignment with penultimate features")
+    for axis, name, title in (
+        (axes[1, 0], "ami", "Clusters against groups: adjusted mutual information"),
+        (axes[1, 1], "purity", "Clusters against groups: purity"),
+    ):
+        rows = table[table.statistic == name]
+        found = sorted(rows.depth.unique())
+        _dots(axis, rows, found, "depth")
+        number = rows.drop_duplicates("depth").set_index("depth").k
+        axis.set_xticks(
+            range(len(found)), [f"{depth:g}\n({number[depth]:g} clusters)" for depth in found]
+        )
+        axis.set(xlabel="depth of the groups (steps from entity)", ylabel=name, title=title)
+    axes[1, 0].set_ylabel("AMI (0 = chance)")
+    axes[1, 1].set_ylabel("share of the commonest group")
+    where = pd.read_csv(regions).rename(columns={"lift": "value"})
+    found = list(where.region.unique())
+    _dots(axes[1, 2], where, found, "region")
+    axes[1, 2].set_xticks(range(len(found)), found, rotation=40, ha="right")
+    axes[1, 2].set(
+        ylabel="lift (1 = chance)", title=f"Regions among the {where.k.iloc[0]} nearest neighbors"
+    )
+    axes[1, 2].set_yscale("symlog", linthresh=1)
+    axes[1, 2].set_ylim(0, 1.4 * where.value.max())
+    axes[1, 2].yaxis.set_major_formatter("{x:g}")
+    for axis in axes.flat:
+        axis.axhline(1 if axis is axes[1, 2] else 0, color="black", linewidth=0.5)
+    handles = [
+        Line2D([], [], color=STYLES[n]["color"], marker=STYLES[n]["marker"], ls="", label=n)
+        for n in STYLES
+        if n in set(table.kernel)
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles),
+        frameon=False,
+        title="whiskers: ± 2 s.e. over draws (exact kernels have none); gray bars: 95 % of label "
+        "permutations",
+    )
+    save_figure(figure, output, output_png)
+
+
+def _dots(axis, rows: pd.DataFrame, categories: list, column: str) -> None:
+    """One dot a kernel and category, beside each other, with whiskers and the null behind it."""
+    shown = [name for name in STYLES if name in set(rows.kernel)]
+    step = 0.8 / len(shown)
+    for number, name in enumerate(shown):
+        own = rows[rows.kernel == name].set_index(column).reindex(categories)
+        x = np.arange(len(categories)) + (number - (len(shown) - 1) / 2) * step
+        axis.bar(
+            x,
+            own.null_high - own.null_low,
+            bottom=own.null_low,
+            width=0.8 * step,
+            color="0.8",
+            zorder=1,
+        )
+        style = STYLES[name]
+        axis.errorbar(
+            x,
+            own.value,
+            yerr=2 * own.standard_error.fillna(0),
+            color=style["color"],
+            marker=style["marker"],
+            linestyle="",
+            markersize=5,
+            elinewidth=1.2,
+            zorder=3,
+        )
+
+
+def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None:
+    """Neighbors of equal label, and lift by depth with and without them, for each control."""
+    apply_style()
+    table = pd.read_csv(controls)
+    kept = table[(table.pairs == "kept") & (table.statistic == "same_label_share")]
+    several = [c for c in table.control.unique() if kept[kept.control == c].value.max() > 0]
+    names = list(table.control.unique())
+    figure, axes = plt.subplots(1, 1 + len(names), figsize=(3.6 * (1 + len(names)), 4.2))
+    for control in several:
+        for kernel, rows in kept[kept.control == control].groupby("kernel", sort=False):
+            style = STYLES[kernel] | {"linestyle": "--" if "untrained" in control else "-"}
+            axes[0].plot(
+                rows.k, rows.value, label=f"{CONTROLS[control]}, {kernel}", markersize=4, **style
+            )
+        axes[0].fill_between(rows.k, rows.null_low, rows.null_high, color="black", alpha=0.15, lw=0)
+    axes[0].set(
+        xlabel="number of nearest neighbors k",
+        ylabel="share of neighbors of equal label",
+        title="Several images a class, none removed",
+        ylim=(0, None),
+    )
+    log_axis(axes[0].xaxis, table.k.min(), table.k.max())
+    axes[0].legend(frameon=False, fontsize=6.5)
+    lifts = table[(table.statistic == "lift") & (table.value > 0)]
+    ks = sorted(lifts.k.unique())
+    k = 10 if 10 in ks else ks[-1]
+    lifts = lifts[lifts.k == k]
+    top = 4 * lifts.value.max()  # room for the legend
+    for axis, control in zip(axes[1:], names, strict=True):
+        own = lifts[lifts.control == control]
+        for (kernel, pairs), rows in own.groupby(["kernel", "pairs"], sort=False):
+            if pairs == "kept" and control not in several:
+                continue  # one image a class: nothing to remove
+            rows = rows.sort_values("depth")
+            style = STYLES[kernel] | {"linestyle": "-" if pairs == "removed" else ":"}
+            label = f"{kernel}, pairs of equal label {pairs}"
+            axis.plot(rows.depth, rows.value, label=label, markersize=3.5, **style)
+            if pairs == "removed":
+                axis.fill_between(
+                    rows.depth, rows.null_low, rows.null_high, color="black", alpha=0.1, lw=0
+                )
+        axis.axhline(1, color="black", linewidth=0.6)
+        axis.axvline(depth, color="0.8", linewidth=0.8, zorder=0)
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(
+            ylim=(0.5, top),
+            xlabel="depth of the shared hypernym",
+            ylabel=f"lift of the {k:g} nearest (1 = chance)",
+            title=CONTROLS[control],
+        )
+        axis.legend(frameon=False, fontsize=6.5, loc="upper left")
     save_figure(figure, output, output_png)
 
 

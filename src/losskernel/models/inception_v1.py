@@ -8,6 +8,8 @@ are the Caffe layer names, so the published weights load without a translation t
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -108,6 +110,21 @@ class InceptionV1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._modules["loss3/classifier"](self.dropout(self.features(x)))
+
+
+@torch.no_grad()
+def initialize(model: InceptionV1) -> None:
+    """Draw the weights as for training in the BVLC release, from PyTorch's global generator.
+
+    Caffe's "xavier" filler, uniform with variance 1 / fan-in; biases 0.2, those of the classifier
+    0. With PyTorch's own initialization the signal dies on its way: images end in logits that
+    differ by 1e-5.
+    """
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            bound = math.sqrt(3 / layer.weight[0].numel())
+            layer.weight.uniform_(-bound, bound)
+            layer.bias.fill_(0.2 if isinstance(layer, nn.Conv2d) else 0.0)
 
 
 def from_caffe_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
