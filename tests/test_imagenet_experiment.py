@@ -82,7 +82,6 @@ def run(tmp_path_factory):
         output=folder / "analysis.npz",
         output_statistics=folder / "statistics.csv",
         output_convergence=folder / "convergence.csv",
-        output_lift=folder / "lift.csv",
         **files,
     )
     semantic.embed(

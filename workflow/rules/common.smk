@@ -26,9 +26,12 @@ def code(*functions):
 def settings(section, *keys, **extra):
     """Chosen keys of a section of the config as JSON; a change of them is a reason to run.
 
-    Without keys, the whole section.
+    Without keys, the whole section. A section within a section is named with a dot.
     """
-    chosen = {key: config[section][key] for key in keys or config[section]}
+    found = config
+    for name in section.split("."):
+        found = found[name]
+    chosen = {key: found[key] for key in keys or found}
     return json.dumps({**chosen, **extra}, sort_keys=True)
 
 

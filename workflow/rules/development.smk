@@ -8,6 +8,8 @@ out altogether unless `enabled`.
 DEVELOPMENT = f"{RESULTS}/development"
 growth = config["development"]["arithmetic"]
 tiny = config["development"]["tiny_imagenet"]
+# What the arithmetic part has in common with experiment 1.
+SHARED = {key: arithmetic[key] for key in ("network", "train_share", "probe", "score")}
 # What is computed from images, or its tracked copy.
 CHECKPOINTS = f"{REFERENCE}/development" if tiny["archive"] is None else DEVELOPMENT
 # Network and step of every checkpoint that is sampled.
@@ -22,13 +24,6 @@ DEVELOPED += [
 wildcard_constraints:
     network=r"(shuffled-)?\d+",
     step=r"\d+",
-
-
-def arithmetic_growth_settings(*keys, **extra):
-    """Chosen keys of `development.arithmetic`, and of `arithmetic` what both share."""
-    shared = {key: arithmetic[key] for key in ("network", "train_share", "probe", "score")}
-    chosen = {key: growth[key] for key in keys}
-    return json.dumps({**shared, **chosen, **extra}, sort_keys=True)
 
 
 rule development_arithmetic_train:
@@ -48,7 +43,7 @@ rule development_arithmetic_train:
         mem_mb=2000,
         runtime=20,
     params:
-        settings=arithmetic_growth_settings("training", "checkpoints"),
+        settings=settings("development.arithmetic", "training", "checkpoints", **SHARED),
         folder=f"{DEVELOPMENT}/arithmetic/checkpoints/{{seed}}",
     shell:
         "losskernel development-arithmetic train --settings {params.settings:q} "
@@ -83,13 +78,15 @@ rule development_arithmetic_sample:
         runtime=20,
         gpu=gpus(growth["sampling"]),
     params:
-        settings=arithmetic_growth_settings(
+        settings=settings(
+            "development.arithmetic",
             "checkpoints",
             "probe_inputs",
             "sampling",
             "sampling_seed",
             "learning_coefficient",
             parameters=arithmetic["groups"][arithmetic["figure_group"]]["parameters"],
+            **SHARED,
         ),
         folder=rules.development_arithmetic_train.params.folder,
     shell:
@@ -126,7 +123,7 @@ rule development_arithmetic_measure:
         mem_mb=2000,
         runtime=20,
     params:
-        settings=arithmetic_growth_settings("neighbors", seed=config["seed"]),
+        settings=settings("development.arithmetic", "neighbors", seed=config["seed"], **SHARED),
     shell:
         "losskernel development-arithmetic measure --settings {params.settings:q} "
         "--history {input.history} --traces {input.traces} --coefficients {input.coefficients} "
@@ -157,11 +154,6 @@ rule figure_development_arithmetic:
         "--output {output.pdf} --output-png {output.png} 2> {log}"
 
 
-def tiny_settings(*keys, **extra):
-    """Chosen keys of `development.tiny_imagenet`."""
-    return json.dumps({**{key: tiny[key] for key in keys}, **extra}, sort_keys=True)
-
-
 PREPARED = ("image_size", "crop", "network", "training")
 
 if tiny["archive"] in ("download", "generated"):
@@ -188,7 +180,7 @@ if tiny["archive"] == "download":
             mem_mb=1000,
             runtime=60,
         params:
-            settings=tiny_settings("url", "checksum"),
+            settings=settings("development.tiny_imagenet", "url", "checksum"),
         shell:
             "losskernel development download --settings {params.settings:q} --output {output} "
             "2> {log}"
@@ -213,7 +205,7 @@ if tiny["archive"] == "generated":
             mem_mb=1000,
             runtime=5,
         params:
-            settings=json.dumps({**tiny["generate"], "seed": config["seed"]}),
+            settings=settings("development.tiny_imagenet.generate", seed=config["seed"]),
         shell:
             "losskernel development generate --settings {params.settings:q} --output {output} "
             "2> {log}"
@@ -238,10 +230,16 @@ rule development_train:
         runtime=1440,
         gpu=gpus(tiny),
     params:
-        settings=tiny_settings(
-            *PREPARED, "device", "train_per_class", "checkpoints", "shuffled", "save_every"
+        settings=settings(
+            "development.tiny_imagenet",
+            *PREPARED,
+            "device",
+            "train_per_class",
+            "checkpoints",
+            "shuffled",
+            "save_every",
         ),
-        folder=f"{DEVELOPMENT}/networks/{{network}}",
+        folder=f"{DEVELOPMENT}/checkpoints/{{network}}",
         seed=lambda wildcards: wildcards.network.removeprefix("shuffled-"),
         shuffled=lambda wildcards: (
             "--shuffled" if wildcards.network.startswith("shuffled") else ""
@@ -274,7 +272,8 @@ rule development_sample:
         runtime=240,
         gpu=gpus(tiny["sampling"]),
     params:
-        settings=tiny_settings(
+        settings=settings(
+            "development.tiny_imagenet",
             *PREPARED,
             "gradient_per_class",
             "probe_per_class",
@@ -320,7 +319,7 @@ rule development_analyze:
         mem_mb=4000,
         runtime=60,
     params:
-        settings=json.dumps({**tiny["analysis"], "seed": config["seed"]}, sort_keys=True),
+        settings=settings("development.tiny_imagenet.analysis", seed=config["seed"]),
     shell:
         "losskernel development-analysis analyze --settings {params.settings:q} "
         "--states {input.states} --traces {input.traces} --hierarchy {input.hierarchy} "
@@ -347,7 +346,7 @@ rule development_claims:
         mem_mb=1000,
         runtime=5,
     params:
-        settings=json.dumps({"headline": tiny["analysis"]["headline"]}),
+        settings=settings("development.tiny_imagenet.analysis", "headline"),
     shell:
         "losskernel development-analysis claims --settings {params.settings:q} "
         "--order {input.order} --metrics {input.metrics} --output {output} 2> {log}"

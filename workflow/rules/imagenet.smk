@@ -247,7 +247,6 @@ rule imagenet_analyze:
         arrays=f"{IMAGENET}/analysis.npz",
         statistics=f"{IMAGENET}/statistics.csv",
         convergence=f"{IMAGENET}/convergence.csv",
-        lift=f"{IMAGENET}/lift.csv",
     log:
         f"{RESULTS}/logs/imagenet_analyze.log",
     benchmark:
@@ -271,7 +270,7 @@ rule imagenet_analyze:
     shell:
         "losskernel semantic analyze {params.kernels} --settings {params.settings:q} "
         "--output {output.arrays} --output-statistics {output.statistics} "
-        "--output-convergence {output.convergence} --output-lift {output.lift} 2> {log}"
+        "--output-convergence {output.convergence} 2> {log}"
 
 
 rule imagenet_embed:

@@ -42,7 +42,7 @@ from losskernel.hierarchy import (
 )
 from losskernel.kernel import self_covariance
 from losskernel.progress import bar
-from losskernel.taxonomy import hierarchy_rank_correlation, region_lift
+from losskernel.taxonomy import region_lift
 
 
 def _jackknife_error(values: list) -> np.ndarray:
@@ -70,7 +70,6 @@ def analyze(
     output: Path,
     output_statistics: Path,
     output_convergence: Path,
-    output_lift: Path,
     limit: Path | None = None,
 ) -> None:
     """Every statistic of every kernel, the kernel in hierarchy order, convergence of the trace.
@@ -102,9 +101,8 @@ def analyze(
         tables.append(table(name, measures.values(similarity, graphs), error, *null))
     null_r = draws.null(settings["seed"])
     tables.append(table(NULL, measures.values(null_r), {}, {}, {}))
-    statistics = pd.concat(tables)
     with atomic_path(output_statistics) as temporary:
-        statistics.to_csv(temporary, index=False, float_format="%.6g")
+        pd.concat(tables).to_csv(temporary, index=False, float_format="%.6g")
     _, position = hierarchy_order(tree)
     leaf = np.argsort(position[labels], kind="stable")
     depth = tree.lowest_common_hypernym_depth
@@ -115,47 +113,11 @@ def analyze(
             R=r[np.ix_(leaf, leaf)].astype(np.float16),
             hierarchy_depth=depth[np.ix_(labels[leaf], labels[leaf])].astype(np.int8),
             self_covariance=self_covariance(draws.losses),
-            summary=json.dumps(
-                {"convergence": _summary(sources, null_r, settings["seed"])}
-                | _previous_summary(statistics, r, measures, settings)
-            ),
+            summary=json.dumps({"convergence": _summary(sources, null_r, settings["seed"])}),
         )
     with atomic_path(output_convergence) as temporary:
         curves = _convergence_curves(draws, settings["seed"])
         curves.to_csv(temporary, index=False)
-    with atomic_path(output_lift) as temporary:
-        _previous_lift(statistics).to_csv(temporary, index=False)
-
-
-def _previous_summary(statistics, r, measures, settings) -> dict:
-    # Read by compare._imagenet; to go with it.
-    rows = statistics[statistics.statistic == "spearman_wu_palmer"].set_index("kernel")
-    found = {name: {"spearman": row.value} for name, row in rows.iterrows()}
-    rank = hierarchy_rank_correlation(
-        r, measures.pairs[1], permutations=settings["permutations"], seed=settings["seed"]
-    )
-    found[SAMPLED] |= {
-        "spearman_error": rows.standard_error[SAMPLED],
-        "spearman_p": rank.p_value,
-    }
-    return found
-
-
-def _previous_lift(statistics: pd.DataFrame) -> pd.DataFrame:
-    # Read by compare._imagenet; to go with it.
-    lift = statistics[statistics.statistic == "lift"]
-    sampled = lift[lift.kernel == SAMPLED]
-    parts = [lift.assign(statistic="value", lift=lift.value)]
-    parts.append(sampled.assign(statistic="standard_error", lift=sampled.standard_error))
-    for side in ("low", "high"):
-        parts.append(
-            sampled.assign(
-                kernel="label-shuffled null",
-                statistic=f"quantile_{side}",
-                lift=sampled[f"null_{side}"],
-            )
-        )
-    return pd.concat(parts)[["k", "depth", "kernel", "statistic", "lift"]]
 
 
 def _summary(sources: Sources, null_r: np.ndarray, seed: int) -> dict:
