@@ -78,7 +78,7 @@ def test_every_job_asks_for_memory_and_time_and_a_sampling_job_on_cuda_for_a_gpu
             continue
         asked = dict(part.split("=") for part in resources.split(", "))
         assert int(asked["mem_mb"]) >= 1000 and int(asked["runtime"]) >= 5, (rule, resources)
-        assert asked.get("gpu") == ("1" if rule in SAMPLING else None), (rule, resources)
+        assert asked.get("gpu", "0") == ("1" if rule in SAMPLING else "0"), (rule, resources)
 
 
 @pytest.mark.slurm
@@ -113,11 +113,15 @@ class TestOnSlurm:
         self, cluster, tmp_path
     ):
         repository = Copy(tmp_path)
-        # Every rule of the smoke run, with one network instead of two, and with a chain long enough
-        # to be cancelled in the middle.
+        # One network instead of two, a chain long enough to be cancelled in the middle, and without
+        # the parts that say nothing more about jobs.
         draws = 60
         (tmp_path / "config/one.yaml").write_text(
-            f"arithmetic: {{training_seeds: [0]}}\nimagenet: {{sampling: {{draws: {draws}}}}}\n"
+            "arithmetic: {training_seeds: [0]}\n"
+            f"imagenet: {{controls: [], sampling: {{draws: {draws}}}}}\n"
+            "mislabel: {imagenet: {include: false}, tiny_imagenet: {include: false}}\n"
+            "development: {tiny_imagenet: {enabled: false}}\n"
+            "precision: {precisions: []}\n"
         )
         configs = ("--configfile", "config/smoke.yaml", "config/one.yaml")
         profile = ("--workflow-profile", "workflow/profiles/slurm")

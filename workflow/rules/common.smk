@@ -23,16 +23,27 @@ def code(*functions):
     return sorted({file for function in functions for file in sources(function)})
 
 
+def settings_in_order(section, *keys, **extra):
+    """As :func:`settings`, with keys in the order of the config, where that means something."""
+    found = config
+    for name in section.split("."):
+        found = found[name]
+    return json.dumps({**{key: found[key] for key in keys or found}, **extra})
+
+
 def settings(section, *keys, **extra):
     """Chosen keys of a section of the config as JSON; a change of them is a reason to run.
 
     Without keys, the whole section. A section within a section is named with a dot.
     """
-    found = config
-    for name in section.split("."):
-        found = found[name]
-    chosen = {key: found[key] for key in keys or found}
-    return json.dumps({**chosen, **extra}, sort_keys=True)
+    return json.dumps(json.loads(settings_in_order(section, *keys, **extra)), sort_keys=True)
+
+
+def file_options(names):
+    """A rule's parameter: options that name those of its input files that there are."""
+    return lambda wildcards, input: " ".join(
+        f"--{name} {input[name]}" for name in names if input[name]
+    )
 
 
 def gpus(sampling):

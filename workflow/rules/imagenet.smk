@@ -25,17 +25,6 @@ KERNELS = {
 }
 
 
-def analysis(*keys):
-    """Chosen settings of the analysis, and the seed, as JSON; regions stay in their order."""
-    chosen = {key: imagenet["analysis"][key] for key in keys}
-    return json.dumps({**chosen, "seed": config["seed"]})
-
-
-def kernel_options(wildcards, input):
-    """Options that name the files of `KERNELS`."""
-    return " ".join(f"--{name} {input[name]}" for name in KERNELS if input[name])
-
-
 if IMAGES == "generated":
     # Stand-ins for photographs, for a run without data: class folders of random textures.
     IMAGES = f"{IMAGENET}/generated"
@@ -258,14 +247,16 @@ rule imagenet_analyze:
         mem_mb=4000,
         runtime=60,
     params:
-        kernels=kernel_options,
-        settings=analysis(
+        kernels=file_options(KERNELS),
+        settings=settings_in_order(
+            "imagenet.analysis",
             "neighbors",
             "lift_neighbors",
             "cluster_depths",
             "map_neighbors",
             "permutations",
             "jackknife_blocks",
+            seed=config["seed"],
         ),
     shell:
         "losskernel semantic analyze {params.kernels} --settings {params.settings:q} "
@@ -292,9 +283,15 @@ rule imagenet_embed:
         mem_mb=4000,
         runtime=30,
     params:
-        kernels=kernel_options,
-        settings=analysis(
-            "map_kernels", "map_neighbors", "regions", "permutations", "jackknife_blocks"
+        kernels=file_options(KERNELS),
+        settings=settings_in_order(
+            "imagenet.analysis",
+            "map_kernels",
+            "map_neighbors",
+            "regions",
+            "permutations",
+            "jackknife_blocks",
+            seed=config["seed"],
         ),
     shell:
         "losskernel semantic embed {params.kernels} --settings {params.settings:q} "
@@ -320,8 +317,14 @@ rule imagenet_neighbors:
         mem_mb=4000,
         runtime=10,
     params:
-        kernels=kernel_options,
-        settings=analysis("map_kernels", "named_classes", "named_neighbors"),
+        kernels=file_options(KERNELS),
+        settings=settings_in_order(
+            "imagenet.analysis",
+            "map_kernels",
+            "named_classes",
+            "named_neighbors",
+            seed=config["seed"],
+        ),
     shell:
         "losskernel semantic-reports neighbors {params.kernels} --settings {params.settings:q} "
         "--output {output.table} --output-markdown {output.markdown} 2> {log}"
@@ -371,7 +374,9 @@ rule imagenet_claims:
         mem_mb=1000,
         runtime=5,
     params:
-        settings=analysis("claim_neighbors", "claim_depth"),
+        settings=settings_in_order(
+            "imagenet.analysis", "claim_neighbors", "claim_depth", seed=config["seed"]
+        ),
     shell:
         "losskernel semantic-reports claims --analysis {input.arrays} "
         "--statistics {input.statistics} --regions {input.regions} --leaders {input.leaders} "

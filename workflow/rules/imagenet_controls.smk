@@ -20,22 +20,19 @@ CONTROL = {
 }
 
 
-def control_files(control, name):
-    """Where an intermediate of a control comes from: computed if its images are there."""
-    generated = imagenet["image_folder"] == "generated"
-    computed = IMAGES if control == "untrained" else ARCHIVE or generated
-    return f"{CONTROLS if computed else f'{REFERENCE}/imagenet/controls'}/{control}/{name}"
-
-
-def control_settings(wildcards):
-    """Settings of the model and the images of a control."""
-    return settings(
-        "imagenet",
-        *LOADING,
-        sampling={},
-        seed=config["seed"],
-        **CONTROL[wildcards.control],
+# Where the intermediates of a control come from: computed if its images are there.
+COMPUTED = {name: ARCHIVE or imagenet["image_folder"] == "generated" for name in CONTROL}
+COMPUTED["untrained"] = IMAGES
+CONTROL_FOLDER = {
+    name: f"{CONTROLS if COMPUTED[name] else f'{REFERENCE}/imagenet/controls'}/{name}"
+    for name in CONTROL
+}
+CONTROL_SETTINGS = {
+    name: settings(
+        "imagenet", *LOADING, **{"sampling": {}, "seed": config["seed"], **CONTROL[name]}
     )
+    for name in CONTROL
+}
 
 
 wildcard_constraints:
@@ -86,7 +83,7 @@ rule imagenet_control_gradients:
         mem_mb=MODEL_MEMORY,
         runtime=240,
     params:
-        settings=control_settings,
+        settings=lambda wildcards: CONTROL_SETTINGS[wildcards.control],
     shell:
         "losskernel imagenet gradients --settings {params.settings:q} --output {output} 2> {log}"
 
@@ -130,7 +127,7 @@ rule imagenet_control_features:
         mem_mb=MODEL_MEMORY,
         runtime=60,
     params:
-        settings=control_settings,
+        settings=lambda wildcards: CONTROL_SETTINGS[wildcards.control],
     shell:
         "losskernel imagenet features --settings {params.settings:q} --output {output} 2> {log}"
 
@@ -139,18 +136,13 @@ if imagenet["controls"]:
     # The network and the images of the experiment itself stand beside the controls.
     ANALYZED = [*(["trained"] if imagenet["limit"] else []), *imagenet["controls"]]
 
-    def analyzed(name):
-        """One intermediate of each analyzed control."""
-        return [
-            f"{INTERMEDIATE}/{name}" if control == "trained" else control_files(control, name)
-            for control in ANALYZED
-        ]
+    FOLDERS = [INTERMEDIATE if name == "trained" else CONTROL_FOLDER[name] for name in ANALYZED]
 
     rule imagenet_controls:
         """How semantic each control's neighbors are, with pairs of equal label and without."""
         input:
-            limits=analyzed("limit.npz"),
-            features=analyzed("features.npz"),
+            limits=expand("{folder}/limit.npz", folder=FOLDERS),
+            features=expand("{folder}/features.npz", folder=FOLDERS),
             hierarchy=KERNELS["hierarchy"],
             code=code("experiments.controls.measure"),
         output:
@@ -167,7 +159,13 @@ if imagenet["controls"]:
             runtime=30,
         params:
             names=ANALYZED,
-            settings=analysis("neighbors", "lift_neighbors", "permutations"),
+            settings=settings_in_order(
+                "imagenet.analysis",
+                "neighbors",
+                "lift_neighbors",
+                "permutations",
+                seed=config["seed"],
+            ),
         shell:
             "losskernel controls measure --names {params.names} --limits {input.limits} "
             "--features {input.features} --hierarchy {input.hierarchy} "
