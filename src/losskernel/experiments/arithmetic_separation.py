@@ -116,8 +116,8 @@ def claims(summary: Path, rows: Path, settings: dict, reported: Path, output: Pa
             networks,
             setting,
             f"{'holds' if abs(across) < 2 * error else 'does not hold'}: mean R across tasks "
-            f"{across:+.4f}, standard error over networks {error:.4f}; within addition "
-            f"{mean['R_mean_addition']:+.3f}, within division {mean['R_mean_division']:+.3f}",
+            f"{across:+.1e}, standard error over networks {error:.1e}; within addition "
+            f"{mean['R_mean_addition']:+.1e}, within division {mean['R_mean_division']:+.1e}",
         ),
     }
     write_claims(measured, output)
