@@ -17,7 +17,7 @@ from repository import ROOT, SMOKE, Copy
 from losskernel.trace import LossTrace
 
 SCRIPT = ROOT / "workflow/cluster/slurm.sh"
-SAMPLING = {"arithmetic_sample", "arithmetic_search_setup", "imagenet_sample"}
+SAMPLING = {"arithmetic_sample", "arithmetic_search_setup", "imagenet_sample", "precision_sample"}
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin"
