@@ -118,6 +118,12 @@ def folder(
     shown = ClassFolders(images, classifier.preprocess, per_class=per_class)
     names = _class_names(_outputs(classifier.model, shown[0][0]), images, classes)
     shown = ClassFolders(images, classifier.preprocess, names, per_class)
+    fewest = len(shown) - int(np.bincount(shown.labels).max())
+    if k > fewest:  # told before anything is sampled
+        raise ConfigError(
+            f"k = {k}: some image has only {fewest} others of another label; give --k {fewest} or "
+            "less, or more images"
+        )
     data = load_images(shown, skip_unreadable)
     options = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "device": device}
     if gamma is None:

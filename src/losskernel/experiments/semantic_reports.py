@@ -241,7 +241,8 @@ def claims(
                 draws,
                 f"Wu-Palmer similarity; {scale}; spread: jackknife over draws",
                 f"{_holds(ranks.loc[SAMPLED])} at this scale: 97.5 % of shuffled labels below "
-                f"{ranks.null_high[SAMPLED]:.3f}; beside it: {_beside(ranks, '.3f')}; of the "
+                f"{ranks.null_high[SAMPLED]:.3f}{_limit_within_null(ranks)}; beside it: "
+                f"{_beside(ranks, '.3f')}; of the "
                 f"magnitude |R|: {magnitude.value[SAMPLED]:.3f} "
                 f"(± {magnitude.standard_error[SAMPLED]:.3f}), {_beside(magnitude, '.3f')}",
             ),
@@ -254,6 +255,16 @@ def claims(
             ),
         },
         output,
+    )
+
+
+def _limit_within_null(cells: pd.DataFrame) -> str:
+    """What speaks against a sampled kernel above its null: the limit that it estimates is not."""
+    if LIMIT not in cells.index or _holds(cells.loc[LIMIT]) == "holds":
+        return ""
+    return (
+        f"; but not supported by the exact limit, {cells.value[LIMIT]:.3f}, which lies within its "
+        f"own null (97.5 % below {cells.null_high[LIMIT]:.3f})"
     )
 
 
