@@ -139,6 +139,7 @@ def test_a_pilot_chooses_the_probe_where_none_is_given(photos, tmp_path, caplog)
         (("--classes", "other.txt"), "Ant: Ant is not one of the model's 3 classes"),
         (("--gamma", 1e4), "gamma, step_size: give both"),
         (("--images", "nowhere"), "nowhere: no such image folder"),
+        (("--k", 5), "k = 5: some image has only 4 others of another label; give --k 4 or"),
     ],
 )
 def test_what_does_not_fit_is_named(photos, tmp_path, monkeypatch, capsys, change, message):
