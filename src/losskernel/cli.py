@@ -95,6 +95,8 @@ def _add_option(parser: argparse.ArgumentParser, parameter, hint) -> None:
     options: dict = {"required": required, "dest": parameter.name}
     if not required:
         options["default"] = parameter.default
+        if parameter.default is not None:
+            options["help"] = "default: %(default)s"
     hint = (
         next((a for a in typing.get_args(hint) if a is not type(None)), hint)
         if (type(None) in typing.get_args(hint))
