@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from losskernel.engines import BatchedEngine, Engine, LossPerInput, make_engine
+from losskernel.engines import SMALL, BatchedEngine, Engine, LossPerInput, make_engine
 from losskernel.errors import ConfigError, DataError, LossKernelError, TraceError
 from losskernel.files import atomic_path
 from losskernel.inputs import Inputs, fingerprint
@@ -182,9 +182,8 @@ def per_sample_gradients(
         loss: ``loss(output, target)`` returning one value per input.
         parameters: which parameters; see :func:`losskernel.parameters.select_parameters`.
         engine: ``"batched"`` vectorizes over inputs, ``"sequential"`` takes one backward pass an
-            input; ``"auto"`` is batched for small models that can be; see
-            :func:`losskernel.engines.make_engine`. For large convolutions one by one is as fast:
-            their time goes into the same products.
+            input; ``"auto"`` is batched for models of up to 2 million parameters that can be. For
+            large convolutions one by one is as fast: their time goes into the same products.
         dtype: of the stored rows, ``"float16"`` or ``"float32"``.
         device: where to compute.
         progress: show a progress bar.
@@ -200,7 +199,7 @@ def per_sample_gradients(
     folder, inputs = Path(folder), Inputs(data, device)
     names = select_parameters(model, parameters)
     example = inputs.take(np.arange(1))
-    runner = make_engine(engine, model, loss, names, example, device)
+    runner = make_engine(engine, model, loss, names, example, device, small=SMALL)
     index = {
         "names": names,
         "shapes": [list(shape) for shape in runner.layout.shapes],
@@ -253,19 +252,24 @@ def gradient_norms(
     """
     inputs = Inputs(data, device)
     names = select_parameters(model, parameters)
-    runner = make_engine(engine, model, loss, names, inputs.take(np.arange(1)), device)
+    example = inputs.take(np.arange(1))
+    runner = make_engine(engine, model, loss, names, example, device, small=SMALL)
     blocks = [_norms(values).cpu().numpy() for values in _gradients(runner, inputs, 0)]
     return np.concatenate(blocks)
 
 
 def _gradients(engine: Engine, inputs: Inputs, start: int) -> Iterator[Tensor]:
     """Gradients ``(some inputs, parameter)`` float32 of the inputs from ``start`` on, in order."""
-    size = engine.layout.size
-    block = max(1, min(256, _BLOCK_BYTES // (8 * size))) if isinstance(engine, BatchedEngine) else 1
-    while start < len(inputs):
-        pairs = [inputs.take([i]) for i in range(start, min(start + block, len(inputs)))]
-        yield engine.gradients(engine.center.repeat(len(pairs), 1), pairs)[0]
-        start += len(pairs)
+    if isinstance(engine, BatchedEngine):
+        # Three of a block are held at a time: the gradients, their pieces and the backward pass.
+        block = max(1, min(256, _BLOCK_BYTES // (12 * engine.layout.size)))
+        # Blocks begin where they would without a kill: the rounding of a row depends on its block.
+        for first in range(start - start % block, len(inputs), block):
+            part = np.arange(first, min(first + block, len(inputs)))
+            yield engine.input_gradients(*inputs.take(part))[max(0, start - first) :]
+        return
+    for i in range(start, len(inputs)):
+        yield engine.gradients(engine.center[None], [inputs.take([i])])[0]
 
 
 def _scaled(values: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:

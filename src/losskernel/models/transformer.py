@@ -164,11 +164,10 @@ class ArithmeticTransformer(nn.Module):
         """Embeddings ``(input, token, width)``; or one row each for what differs, and the rows.
 
         Up to the first attention a token's activations depend on the token and its position alone,
-        of which there are fewer pairs than there are tokens in a large batch. In training mode each
-        is computed on its own, in the order in which trained networks were.
+        of which there are fewer pairs than there are tokens in a large batch.
         """
         vocabulary = self.embed_tokens.num_embeddings
-        if self.training or tokens.numel() <= SEQUENCE_LENGTH * vocabulary:
+        if tokens.numel() <= SEQUENCE_LENGTH * vocabulary:
             return self.embed_tokens(tokens) + self.embed_positions.weight, None
         pairs = self.embed_positions.weight[:, None] + self.embed_tokens.weight
         first_rows = torch.arange(SEQUENCE_LENGTH, device=tokens.device) * vocabulary
