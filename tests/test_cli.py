@@ -1,6 +1,7 @@
 """The command line: tools for a saved trace, and one clear line when something is wrong."""
 
 import csv
+import importlib
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from losskernel import LossTrace, correlation, covariance, self_covariance
-from losskernel.cli import main
+from losskernel.cli import _command_parser, main
 from losskernel.journal import Journal
 
 TENCH, GOLDFISH = "n01440764", "n01443537"
@@ -187,7 +188,7 @@ def test_a_truncated_jpeg_is_named_and_skipped_only_when_asked_to(images, capsys
     broken = images / GOLDFISH / "1.JPEG"
     broken.write_bytes(broken.read_bytes()[:500])
     said = refusal(capsys, images.parent, *sample(images))
-    assert str(broken) in said and "skip_unreadable: true" in said
+    assert str(broken) in said and "skip_unreadable" in said
     assert run(*sample(images, skip_unreadable=True)) == 0
     trace = LossTrace.load(images.with_name("trace.nc"))
     assert trace.coordinate("name").tolist() == [
@@ -247,3 +248,38 @@ def test_numbers_do_not_depend_on_the_state_of_the_global_generator(images):
     command = sample(images)
     assert run(*command[:-3], images.with_name("journal-2"), "--output", output) == 0
     np.testing.assert_array_equal(LossTrace.load(output).losses, first)
+
+
+def test_help_says_of_every_group_what_it_is(capsys):
+    with pytest.raises(SystemExit):
+        run("--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "trace Tools for any saved trace" in said
+    assert "figure-gain Figure of the control variate" in said
+
+
+@pytest.mark.parametrize("group", ["trace", "mislabel"])
+def test_help_explains_every_option_of_a_users_command(group):
+    module = importlib.import_module(f"losskernel.experiments.{group}")
+    subparsers = _command_parser(module, group)._subparsers._group_actions[0].choices
+    unexplained = [
+        f"{command} {option.option_strings[0]}"
+        for command, parser in subparsers.items()
+        for option in parser._actions
+        if not (option.help or "").replace("(default: %(default)s)", "").strip()
+    ]
+    assert subparsers and not unexplained
+
+
+def test_help_leaves_the_arguments_out_of_the_description(capsys):
+    with pytest.raises(SystemExit):
+        run("trace", "neighbors", "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--k K neighbors of each input. (default: 10)" in said
+    assert "Args:" not in said
+
+
+def test_a_choice_is_checked_before_anything_is_read(capsys):
+    with pytest.raises(SystemExit):
+        run("mislabel", "rank", "--trace", "x.nc", "--output", "y.csv", "--score", "guess")
+    assert "choose from" in capsys.readouterr().err

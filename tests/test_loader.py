@@ -1,3 +1,5 @@
+from urllib.error import URLError
+
 import numpy as np
 import pytest
 import timm
@@ -7,6 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from losskernel.errors import ConfigError, WeightsError
+from losskernel.models import loader
 from losskernel.models.inception_v1 import InceptionV1
 from losskernel.models.loader import (
     caffe_preprocessing,
@@ -230,3 +233,13 @@ def test_a_function_that_makes_no_model(tmp_path, name, message):
     (tmp_path / "mine.py").write_text(OWN)
     with pytest.raises(ConfigError, match=message):
         load_classifier(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("source", ["torchvision", "timm"])
+def test_weights_that_cannot_be_downloaded(monkeypatch, source):
+    def unreachable(*_):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setitem(loader.BUILDERS, source, unreachable)
+    with pytest.raises(WeightsError, match=f"{source}:resnet18: .*downloaded.* give a file"):
+        load_classifier(f"{source}:resnet18", "pretrained")

@@ -1,7 +1,8 @@
 """The command line: every function of :mod:`losskernel.experiments`, and tools for a saved trace.
 
 ``losskernel arithmetic train --seed 0 --settings '{...}' --output weights.safetensors`` calls
-:func:`losskernel.experiments.arithmetic.train` with those arguments; options follow its signature.
+:func:`losskernel.experiments.arithmetic.train` with those arguments; options follow its signature,
+their help the section ``Args:`` of its docstring.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import inspect
 import json
 import logging
+import re
 import sys
 import time
 import typing
@@ -19,6 +21,9 @@ from pathlib import Path
 from losskernel.errors import LossKernelError
 
 EXPERIMENTS = (
+    "trace",
+    "mislabel",
+    "limit",
     "arithmetic",
     "arithmetic_separation",
     "arithmetic_search",
@@ -30,16 +35,13 @@ EXPERIMENTS = (
     "gamma_claims",
     "gain",
     "precision",
-    "mislabel",
     "mislabel_memorized",
     "mislabel_probe_time",
     "mislabel_claims",
     "development",
     "development_analysis",
     "development_arithmetic",
-    "limit",
     "compare",
-    "trace",
 )
 FIGURES = ("arithmetic", "imagenet", "gamma_sweep", "gain", "mislabel", "development")
 log = logging.getLogger("losskernel")
@@ -47,14 +49,18 @@ log = logging.getLogger("losskernel")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status is 0, or 1 after an error, told in one line."""
-    parser = argparse.ArgumentParser(prog="losskernel", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="losskernel",
+        description="Experiments of the replication, and tools for a saved trace: trace, mislabel.",
+        epilog="losskernel <group> --help names its commands.",
+    )
     groups = parser.add_subparsers(metavar="group", required=True)
     for package, names in (("experiments", EXPERIMENTS), ("figures", FIGURES)):
         for name in names:
             module = f"losskernel.{package}.{name}"
             group = name if package == "experiments" else f"figure-{name}"
             group = group.replace("_", "-")
-            described = f"{package}: {name}"
+            described = _first_line(f"{package}/{name}.py")
             # Its --help is the command parser's, which names the commands.
             commands = groups.add_parser(group, help=described, add_help=False)
             commands.set_defaults(module=module, group=group)
@@ -62,6 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
     module = importlib.import_module(known.module)
     chosen = _command_parser(module, known.group).parse_args(rest)
     return _run(chosen.function, {k: v for k, v in vars(chosen).items() if k != "function"})
+
+
+def _first_line(module: str) -> str:
+    """Of a module's docstring, without importing it, which would import torch."""
+    with open(Path(__file__).parent / module) as file:
+        return file.readline().strip().strip('"')
 
 
 def _public_functions(module) -> dict[str, typing.Callable]:
@@ -76,7 +88,7 @@ def _command_parser(module, name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"losskernel {name}", description=module.__doc__)
     commands = parser.add_subparsers(metavar="command", required=True)
     for command, function in _public_functions(module).items():
-        summary = inspect.getdoc(function) or ""
+        summary, arguments = _documented(function)
         sub = commands.add_parser(
             command.replace("_", "-"),
             help=summary.split("\n")[0],
@@ -86,17 +98,29 @@ def _command_parser(module, name: str) -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         hints = typing.get_type_hints(function)
         for parameter in inspect.signature(function).parameters.values():
-            _add_option(sub, parameter, hints[parameter.name])
+            told = arguments.get(parameter.name, "")
+            _add_option(sub, parameter, hints[parameter.name], told)
     return parser
 
 
-def _add_option(parser: argparse.ArgumentParser, parameter, hint) -> None:
+def _documented(function) -> tuple[str, dict[str, str]]:
+    """A function's docstring without its section ``Args:``, and what that says of each."""
+    text = inspect.getdoc(function) or ""
+    section = re.search(r"^Args:\n((?: .*\n?|\n)+)", text, re.MULTILINE)
+    if section is None:
+        return text, {}
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section[1], re.MULTILINE)
+    told = {name: " ".join(entry.split()).replace("%", "%%") for name, entry in entries}
+    return text[: section.start()] + text[section.end() :], told
+
+
+def _add_option(parser: argparse.ArgumentParser, parameter, hint, told: str) -> None:
     required = parameter.default is inspect.Parameter.empty
-    options: dict = {"required": required, "dest": parameter.name}
+    options: dict = {"required": required, "dest": parameter.name, "help": told}
     if not required:
         options["default"] = parameter.default
         if parameter.default is not None:
-            options["help"] = "default: %(default)s"
+            options["help"] = f"{told} (default: %(default)s)".strip()
     hint = (
         next((a for a in typing.get_args(hint) if a is not type(None)), hint)
         if (type(None) in typing.get_args(hint))
@@ -106,9 +130,11 @@ def _add_option(parser: argparse.ArgumentParser, parameter, hint) -> None:
         options |= {"nargs": "+", "type": typing.get_args(hint)[0]}
     elif hint is dict:
         options["type"] = json.loads
-        options["help"] = "JSON"
+        options["help"] = f"{told} (JSON)".strip()
     elif hint is bool:
-        options = {"dest": parameter.name, "action": "store_true"}
+        options = {"dest": parameter.name, "action": "store_true", "help": told}
+    elif typing.get_origin(hint) is typing.Literal:
+        options["choices"] = typing.get_args(hint)
     else:
         options["type"] = hint
     parser.add_argument(f"--{parameter.name.replace('_', '-')}", **options)

@@ -201,7 +201,10 @@ def _said(probe: Probe, initial: float, target: float, found: Sequence[float]) -
     if abs(found[0] - target) > 2 * _TOLERANCE * target:
         words += " The target is not met: the loss jumps there, or the search ended before it."
     if found[1] > 0.3 * found[0]:
-        words += " The rise is uncertain: raise directions and chains, or watch the first draws."
+        words += (
+            " The rise is uncertain: watch the first draws, or let propose_probe take more "
+            "directions and chains."
+        )
     return words
 
 

@@ -33,7 +33,7 @@ def class_folders(folder: str | Path) -> list[str]:
         DataError: the image folder is missing.
     """
     if not Path(folder).is_dir():
-        raise DataError(f"{folder}: no such image folder; correct the path in the config")
+        raise DataError(f"{folder}: no such image folder; correct the path")
     return sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
 
 
@@ -105,7 +105,8 @@ class ClassFolders(Dataset):
                 image = image.convert("RGB")
         except (OSError, SyntaxError) as error:
             raise DataError(
-                f"{path}: cannot be decoded ({error}); replace it, or set skip_unreadable: true"
+                f"{path}: cannot be decoded ({error}); replace it, or leave such images out by "
+                "skip_unreadable"
             ) from error
         return self.preprocess(image), int(self.labels[item])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from losskernel.probe import Probe
 from losskernel.sampling import sample_losses
 from losskernel.trace import LossTrace
 
+Score = Literal["self_covariance", "mean_loss", "initial_loss"]
 SCORES = {  # of any trace, high where a label is suspicious
     "self_covariance": lambda trace: self_covariance(trace.losses),
     "mean_loss": lambda trace: trace.losses.mean(axis=(0, 1), dtype=float),
@@ -40,7 +42,7 @@ def rank(
     output: Path,
     k: int = 10,
     label: str = "label",
-    score: str = "self_covariance",
+    score: Score = "self_covariance",
 ) -> None:
     """Rank the suspicious labels of any saved trace, as CSV, the most suspicious first.
 
@@ -49,8 +51,13 @@ def rank(
     labels, and its losses. The suggestion is the vote of the opposed inputs, weighted by -R: a
     wrong label is memorized against the inputs that look alike.
 
-    ``score`` is self_covariance (the paper's), mean_loss (under the probe) or initial_loss.
-    ``label`` is the coordinate with the given labels that the losses were taken under.
+    Args:
+        trace: the saved trace (.nc).
+        output: the table (.csv).
+        k: inputs that are listed as nearest, and as opposed, and vote.
+        label: coordinate of the trace with the given labels, under which the losses were taken.
+        score: what ranks: self_covariance is the paper's, mean_loss that under the probe,
+            initial_loss the one at the trained weights.
     """
     if score not in SCORES:
         raise ConfigError(f"score: '{score}' is not one of {', '.join(SCORES)}")
@@ -93,22 +100,43 @@ def folder(
     eval_batch_size: int = 50,
     device: str = "cpu",
     k: int = 10,
-    score: str = "self_covariance",
+    score: Score = "self_covariance",
     seed: int = 0,
 ) -> None:
     """Rank the labels that class folders give to images, by the loss kernel of a model.
 
-    ``images`` has one folder a class. ``model`` is torchvision:<name>, timm:<name>, inception_v1,
-    or <file>.py:<function> that returns your model and its preprocessing; ``weights`` a file of
-    weights, or "pretrained". The model's outputs are taken to be the class folders in sorted order,
-    as torchvision's ImageFolder numbers them; or the lines of the file ``classes``; or, for 1,000
-    outputs and folders named by wnids, the classes of ImageNet.
+    The model's outputs are taken to be the class folders in sorted order, as torchvision's
+    ImageFolder numbers them; or the lines of the file ``classes``; or, for 1,000 outputs and
+    folders named by wnids, the classes of ImageNet. All images are held in memory, decoded. The
+    trace stays, for other rankings and other tools; called again, a run that was killed goes on.
 
-    Without ``gamma`` and ``step_size`` a pilot chooses them so that the mean loss rises by 0.1
-    nats. ``n_beta`` above 0 adds the gradient of the loss, which costs a backward pass a step. All
-    images are held in memory, decoded. The trace stays, for other rankings and other tools; called
-    again with the same ``journal``, a run that was killed goes on. Both lie beside ``output`` if
-    not given.
+    Args:
+        images: folder with one folder of images a class.
+        model: torchvision:<name>, timm:<name>, inception_v1, or <file>.py:<function> that returns
+            your model and its preprocessing.
+        output: the table (.csv), most suspicious first.
+        output_trace: the loss trace; beside output if not given.
+        journal: folder from which a killed run goes on; beside output if not given.
+        weights: file of weights (.safetensors, or a torch state dict), or "pretrained": those that
+            torchvision or timm download, or that your function brings.
+        classes: text file with the class folder of each output of the model, one a line.
+        image_size: side of the square input in pixels; the model's own if not given.
+        per_class: most images of a class; all if not given.
+        skip_unreadable: leave out images that cannot be decoded, instead of stopping at the first.
+        n_beta: inverse temperature; above 0 adds the gradient of the loss, which costs a backward
+            pass a step.
+        gamma: localization, one over the variance of a weight. Without it and the step size a pilot
+            chooses both so that the mean loss rises by 0.1 nats.
+        step_size: of SGLD; goes with gamma.
+        chains: independent chains.
+        draws: losses recorded a chain, after burn-in; more for a less noisy ranking.
+        burn_in: first draws of a chain, not recorded.
+        batch_size: images a gradient step.
+        eval_batch_size: images a forward pass when losses are recorded.
+        device: cpu or cuda.
+        k: inputs that are listed as nearest, and as opposed, and vote.
+        score: as for rank.
+        seed: of the noise.
     """
     output_trace = output_trace or output.with_suffix(".nc")
     journal = journal or output.with_suffix(".journal")

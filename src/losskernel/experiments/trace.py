@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,15 @@ from losskernel.kernel import correlation, covariance, nearest_neighbors, self_c
 from losskernel.trace import LossTrace
 from losskernel.verdict import verdict
 
+Center = Literal["pooled", "chain", "draw"]
+
 
 def summary(trace: Path) -> None:
-    """Print shape, settings and convergence of a trace, and a verdict on them."""
+    """Print shape, settings and convergence of a trace, and a verdict on them.
+
+    Args:
+        trace: the saved trace (.nc).
+    """
     loaded = LossTrace.load(trace)
     losses = loaded.losses
     chains, draws, inputs = losses.shape
@@ -41,6 +48,10 @@ def peek(journal: Path, output: Path | None = None) -> None:
 
     The kernel is K and R of the draws so far, as ``losskernel trace kernel`` writes them. The
     journal is only read.
+
+    Args:
+        journal: folder of the run.
+        output: where to write its kernel (.npz), if at all.
     """
     losses = journal_losses(journal)
     diverged = ~np.isfinite(losses).all(axis=(1, 2))
@@ -57,8 +68,15 @@ def peek(journal: Path, output: Path | None = None) -> None:
         _write_kernel(losses, output, "pooled")
 
 
-def kernel(trace: Path, output: Path, center: str = "pooled") -> None:
-    """Write K and R, each (input, input), as an .npz archive."""
+def kernel(trace: Path, output: Path, center: Center = "pooled") -> None:
+    """Write K and R, each (input, input), as an .npz archive.
+
+    Args:
+        trace: the saved trace (.nc).
+        output: the archive (.npz).
+        center: mean that is subtracted: over all chains and draws (pooled), each chain's own, or
+            each draw's over the chains.
+    """
     _write_kernel(LossTrace.load(trace).losses, output, center)
 
 
@@ -70,7 +88,14 @@ def _write_kernel(losses: np.ndarray, output: Path, center: str) -> None:
 
 
 def neighbors(trace: Path, output: Path, k: int = 10, label: str | None = None) -> None:
-    """Write the k nearest inputs of each input as CSV; inputs of equal ``label`` left out."""
+    """Write the k nearest inputs of each input by R as CSV.
+
+    Args:
+        trace: the saved trace (.nc).
+        output: the table (.csv).
+        k: neighbors of each input.
+        label: coordinate of the trace; inputs that are equal in it are left out.
+    """
     loaded = LossTrace.load(trace)
     labels = None if label is None else loaded.coordinate(label)
     indices, values = nearest_neighbors(loaded.losses, k, labels)
@@ -88,7 +113,12 @@ def neighbors(trace: Path, output: Path, k: int = 10, label: str | None = None) 
 
 
 def variances(trace: Path, output: Path) -> None:
-    """Write each input's self-covariance and losses as CSV, largest self-covariance first."""
+    """Write each input's self-covariance and losses as CSV, largest self-covariance first.
+
+    Args:
+        trace: the saved trace (.nc).
+        output: the table (.csv).
+    """
     loaded = LossTrace.load(trace)
     losses = loaded.losses
     rows = pd.DataFrame(

@@ -132,8 +132,8 @@ def _spread(axis, data: dict) -> None:
     means = [blocks[KINDS[name]].mean() for name in names]
     at = np.arange(len(names))
     colors = [COLORS[name] for name in names]
-    axis.bar(at - 0.2, deviations, 0.38, color=colors, label="sd")
-    axis.bar(at + 0.2, means, 0.38, color=colors, hatch="//", label="mean")
+    axis.bar(at, deviations, 0.6, color=colors, label="sd")
+    axis.scatter(at, means, marker="D", s=22, color="black", zorder=3, label="mean")
     floor = float(data["noise_floor"])
     axis.axhline(floor, color="black", linestyle="--", linewidth=0.8)
     axis.text(

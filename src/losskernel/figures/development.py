@@ -228,7 +228,7 @@ def arithmetic(table: Path, maps: Path, output: Path, output_png: Path) -> None:
     axes[0, 2].set(ylabel="sd of R over pairs", title="Spread of R")
     line(axes[0, 3], "learning_coefficient", PURPLE, "o", None, "learning_coefficient_error")
     axes[0, 3].axhline(0, color="black", linewidth=0.6)
-    axes[0, 3].set(ylabel="local learning coefficient", title="n beta x rise of the mean loss")
+    axes[0, 3].set(ylabel="local learning coefficient", title="nβ × rise of the mean loss")
     for axis in axes[0]:
         _step_axis(axis.xaxis, steps)
         axis.set_xlabel("training step (0 = initialization)")

@@ -37,7 +37,13 @@ def curves(table: Path, summary: Path, output: Path, output_png: Path) -> None:
     panels = list(axes.flat)
     for axis, (_, of) in zip(panels, shown.iterrows(), strict=False):
         _curve(axis, rows, of)
-    panels[0].legend(frameon=False, fontsize=6, loc="lower right", handlelength=1.2)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=4,
+        frameon=False,
+        fontsize=7.5,
+    )
     _against_limit(panels[len(shown)], sums[sums["reference"] == LIMIT])
     _saving(panels[len(shown) + 1], sums)
     for axis in panels[len(shown) + 2 :]:
@@ -62,8 +68,14 @@ def _curve(axis, rows: pd.DataFrame, of: pd.Series) -> None:
         axis.fill_between(
             line["draws"], line["cka"] - sd, line["cka"] + sd, color=color, alpha=0.25, lw=0
         )
-    axis.axhline(of["ceiling"], color=GRAY, lw=1, ls="--", label="the reference's noise allows")
-    axis.axhline(of["cka_limit"], color=GREEN, lw=1, ls=":", label="exact limit")
+    axis.axhline(
+        of["ceiling"],
+        color=GRAY,
+        lw=1,
+        ls="--",
+        label="most that its noise allows",
+    )
+    axis.axhline(of["cka_limit"], color=GREEN, lw=1, ls=":", label="the exact limit itself")
     log_axis(axis.xaxis, 0.9 * chosen["draws"].min(), 1.1 * chosen["draws"].max())
     axis.set(
         ylim=(0, 1.02),
@@ -100,7 +112,7 @@ def _against_limit(axis, sums: pd.DataFrame) -> None:
         yscale="log",
         xlabel=r"localization $\gamma$ (1 / weight²)",
         ylabel="draws alone / limit",
-        title="slope; CKA / what noise allows",
+        title="draws alone against the limit",
     )
     axis.title.set_fontsize(8)
     axis.legend(frameon=False, fontsize=6, loc="upper right")

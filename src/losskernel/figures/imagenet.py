@@ -63,7 +63,7 @@ def map(arrays: Path, regions: Path, output: Path, output_png: Path) -> None:
     An enlargement is centered where the region is densest and shows half of its inputs by name;
     gray are inputs of other classes. Beside its name: lift of the region among the nearest
     neighbors in the kernel and in the plane, with 97.5 % of what random classes of that number
-    reach.
+    reach. The map has a frame for each region that exceeds this in the plane.
     """
     apply_style()
     with np.load(arrays) as stored:
@@ -102,9 +102,13 @@ def map(arrays: Path, regions: Path, output: Path, output_png: Path) -> None:
             fontsize=7.5,
             loc="left",
         )
+        if not row.map_lift > row.map_null_high:
+            continue
         low, high = np.maximum(center - width, edges[0]), np.minimum(center + width, edges[1])
         axis.add_patch(Rectangle(low, *(high - low), fill=False, lw=0.8, edgecolor="0.3"))
-        axis.annotate(letter, (low[0], high[1]), fontsize=9, fontweight="bold", va="bottom")
+        axis.annotate(
+            f"{letter}  {region}", (low[0], high[1]), fontsize=8, fontweight="bold", va="bottom"
+        )
     save_figure(figure, output, output_png)
 
 
@@ -142,13 +146,14 @@ def _enlarge(axis, points, inside, data, center, width, names: int = 16) -> None
     # Not at the very edge, where a name would be cut.
     shown = np.flatnonzero(inside & (np.abs(points - center) <= 0.9 * width).all(axis=1))
     for i in _spread_out(points, shown, names):
+        across = (points[i, 0] - center[0]) / width  # from -1 to 1; a name ends within the frame
         axis.annotate(
             str(data["class_name"][i]),
             points[i],
             xytext=(0, 2),
             textcoords="offset points",
             fontsize=5.5,
-            ha="center",
+            ha="left" if across < -0.6 else "right" if across > 0.6 else "center",
             va="bottom",
             clip_on=True,
         )
@@ -440,7 +445,11 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
             axes[0].plot(
                 rows.k, rows.value, label=f"{CONTROLS[control]}, {kernel}", markersize=4, **style
             )
-        axes[0].fill_between(rows.k, rows.null_low, rows.null_high, color="black", alpha=0.15, lw=0)
+        band = axes[0].fill_between(
+            rows.k, rows.null_low, rows.null_high, color="black", alpha=0.15, lw=0
+        )
+    if several:
+        band.set_label("95 % of shuffled labels")
     axes[0].set(
         xlabel="number of nearest neighbors k",
         ylabel="share of neighbors of equal label",
@@ -448,7 +457,7 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
         ylim=(0, None),
     )
     log_axis(axes[0].xaxis, table.k.min(), table.k.max())
-    axes[0].legend(frameon=False, fontsize=6.5)
+    axes[0].legend(frameon=False, fontsize=6, loc="center right")
     lifts = table[(table.statistic == "lift") & (table.value > 0)]
     ks = sorted(lifts.k.unique())
     k = 10 if 10 in ks else ks[-1]
@@ -464,11 +473,14 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
             label = f"{kernel}, pairs of equal label {pairs}"
             axis.plot(rows.depth, rows.value, label=label, markersize=3.5, **style)
             if pairs == "removed":
-                axis.fill_between(
+                band = axis.fill_between(
                     rows.depth, rows.null_low, rows.null_high, color="black", alpha=0.1, lw=0
                 )
+        band.set_label("95 % of shuffled labels")
         axis.axhline(1, color="black", linewidth=0.6)
-        axis.axvline(depth, color="0.8", linewidth=0.8, zorder=0)
+        axis.axvline(
+            depth, color="0.8", linewidth=0.8, zorder=0, label="depth of the table's claim"
+        )
         axis.set_yscale("log", base=2)
         axis.yaxis.set_major_formatter("{x:g}")
         axis.xaxis.get_major_locator().set_params(integer=True)

@@ -172,7 +172,7 @@ def _cost(axis, table: pd.DataFrame) -> None:
     low, high = rows["training_runs"].min(), rows["training_runs"].max()
     axis.set(xscale="log", xlim=(low / 2, high * 2))
     axis.axvline(1, color="black", linestyle=":", linewidth=0.8)
-    axis.set(xlabel="cost beyond training, in training runs", ylabel="ROC-AUC")
+    axis.set(xlabel="cost beyond training (1 = training once more)", ylabel="ROC-AUC")
     axis.set_title(
         f"What each method costs\n({table['share'].iloc[0]:.0%} flipped before training)"
     )

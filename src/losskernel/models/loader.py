@@ -90,7 +90,13 @@ def load_classifier(
                 initialize(model)
         elif source in BUILDERS:
             build = BUILDERS[source]
-            model, preprocess = build(model_name, pretrained, image_size)
+            try:
+                model, preprocess = build(model_name, pretrained, image_size)
+            except OSError as error:  # what a network that cannot be reached raises
+                raise WeightsError(
+                    f"{name}: the pretrained weights cannot be downloaded ({error}); connect to "
+                    "the network, or give a file as weights"
+                ) from error
             outputs = _outputs(model, state) if fit_outputs else None
             if outputs is not None:
                 model, preprocess = build(model_name, pretrained, image_size, outputs)
