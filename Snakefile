@@ -35,6 +35,7 @@ rule all:
         figures("imagenet_controls") if imagenet["controls"] else [],
         rules.imagenet_neighbors.output,
         rules.imagenet_claims.output,
+        figures("gamma_sweep") if sweep["include"] else [],
         figures("gain"),
         rules.precision_compare.output if IMAGES and precision["precisions"] else [],
         figures(*MISLABEL_FIGURES),

@@ -14,7 +14,7 @@ def test_python_example_of_the_readme_runs():
     trace = namespace["trace"]
     inputs = trace.losses.shape[2]
     assert trace.losses.shape[:2] == (4, 200)
-    assert namespace["kernel"].shape == (inputs, inputs)
+    assert namespace["r"].shape == (inputs, inputs)
     assert namespace["neighbors"].shape == (inputs, 5)
     # The loss of an input that is answered with certainty rounds to 0 at every draw.
     moves = trace.losses.reshape(-1, inputs).std(axis=0) > 0

@@ -23,6 +23,7 @@ FIGURES = (
     "imagenet_kernels",
     "imagenet_semantics",
     "imagenet_controls",
+    "gamma_sweep",
     "imagenet_matrix",
     "imagenet_lift",
     "imagenet_convergence",
@@ -103,9 +104,7 @@ def test_measured_rows_tell_value_setting_and_verdict(table):
         assert row["verdict"] not in ("", "not yet measured"), row
     assert float(rows["imagenet.inputs"]["reproduced"]) == 24
     assert rows["arithmetic.auc"]["reported"] == "0.931"
-    unmeasured = {name for name in rows if name.startswith("gamma.")}
-    assert {rows[name]["verdict"] for name in unmeasured} == {"not yet measured"}
-    assert {rows[name]["reproduced"] for name in unmeasured} == {""}
+    assert "not yet measured" not in {row["verdict"] for row in rows.values()}
 
 
 def test_each_job_logs_what_it_read_and_wrote_and_its_time(finished):

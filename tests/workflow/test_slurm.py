@@ -18,6 +18,7 @@ from losskernel.trace import LossTrace
 
 SCRIPT = ROOT / "workflow/cluster/slurm.sh"
 SAMPLING = {"arithmetic_sample", "arithmetic_search_setup", "imagenet_sample", "precision_sample"}
+SAMPLING |= {"gamma_sweep_sample"}
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin"
@@ -69,6 +70,7 @@ def test_the_script_says_in_one_line_what_is_wrong(arguments, message):
 def test_every_job_asks_for_memory_and_time_and_a_sampling_job_on_cuda_for_a_gpu(copy):
     on_cuda = "{sampling: {device: cuda}, search: {sampling: {device: cuda}}}"
     devices = ("--config", f"arithmetic={on_cuda}", "imagenet={sampling: {device: cuda}}")
+    devices += ("gamma_sweep={sampling: {device: cuda}}",)
     status, said = copy.snakemake("all", "--dry-run", *SMOKE, *devices)
     assert status == 0, said
     jobs = re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", said, re.MULTILINE)
@@ -121,6 +123,7 @@ class TestOnSlurm:
             f"imagenet: {{controls: [], sampling: {{draws: {draws}}}}}\n"
             "mislabel: {imagenet: {include: false}, tiny_imagenet: {include: false}}\n"
             "development: {tiny_imagenet: {enabled: false}}\n"
+            "gamma_sweep: {include: false}\n"
             "precision: {precisions: []}\n"
         )
         configs = ("--configfile", "config/smoke.yaml", "config/one.yaml")

@@ -143,7 +143,14 @@ rule arithmetic_claims:
         runtime=5,
     params:
         settings=settings(
-            "arithmetic", "network", "probe", "groups", "sampling_seeds", "figure_group", "score"
+            "arithmetic",
+            "network",
+            "probe",
+            "groups",
+            "sampling_seeds",
+            "figure_group",
+            "score",
+            "selection",
         ),
     shell:
         "losskernel arithmetic-separation claims --summary {input.summary} --rows {input.rows} "

@@ -5,6 +5,7 @@ CLAIMS = [
     *rules.arithmetic_claims.output,
     *rules.imagenet_claims.output,
     *rules.mislabel_claims.output,
+    *(rules.gamma_sweep_claims.output if sweep["include"] else []),
     *(rules.development_claims.output if tiny["enabled"] else []),
 ]
 

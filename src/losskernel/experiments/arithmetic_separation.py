@@ -93,6 +93,8 @@ def claims(summary: Path, rows: Path, settings: dict, reported: Path, output: Pa
         whole = table.loc[("mean", "all")]
         scores = ", ".join(f"{name} {whole[f'auc_{name}']:.3f}" for name in SCORES)
         verdict += f"; all weights perturbed: {scores}"
+    if settings["selection"]:
+        verdict += f"; {settings['selection']}"
     within = (mean["R_sd_addition"] + mean["R_sd_division"]) / 2 / mean["R_sd_across"]
     seeds = pd.read_csv(rows)
     seeds = seeds[seeds["group"] == group].groupby("training_seed").mean(numeric_only=True)
@@ -117,7 +119,8 @@ def claims(summary: Path, rows: Path, settings: dict, reported: Path, output: Pa
             setting,
             f"{'holds' if abs(across) < 2 * error else 'does not hold'}: mean R across tasks "
             f"{across:+.1e}, standard error over networks {error:.1e}; within addition "
-            f"{mean['R_mean_addition']:+.1e}, within division {mean['R_mean_division']:+.1e}",
+            f"{mean['R_mean_addition']:+.1e}, within division {mean['R_mean_division']:+.1e}; what "
+            "differs is the spread, see arithmetic.within_task",
         ),
     }
     write_claims(measured, output)

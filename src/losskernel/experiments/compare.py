@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +24,9 @@ COLUMNS = (
 )
 NOT_YET = "not yet measured"
 MARKERS = ("<!-- compare:begin -->", "<!-- compare:end -->")
+
+# A verdict up to its first explanation.
+_BEFORE_DETAILS = re.compile(r"[^;:(]*[^;:( ]")
 
 
 def table(
@@ -74,11 +78,16 @@ def _markdown(rows: pd.DataFrame) -> str:
         number = f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
         return number if pd.isna(spread) else f"{number} ± {spread:.2g}"
 
-    lines = ["| id | quantity | paper | here | verdict | setting |", "| - | - | - | - | - | - |"]
+    table = ["| id | quantity | paper | here | verdict |", "| - | - | - | - | - |"]
+    details = ["<details><summary>Every verdict in full, and at which setting</summary>", ""]
     for row in rows.itertuples():
-        setting = "" if pd.isna(row.setting) else row.setting
-        lines.append(
+        short = _BEFORE_DETAILS.match(row.verdict)[0]
+        table.append(
             f"| `{row.id}` | {row.quantity} | {cell(row.reported)} "
-            f"| {cell(row.reproduced, row.spread)} | {row.verdict} | {setting} |"
+            f"| {cell(row.reproduced, row.spread)} | {short} |".replace("|K|", r"\|K\|").replace(
+                "|R|", r"\|R\|"
+            )
         )
-    return "\n".join(line.replace("|K|", r"\|K\|").replace("|R|", r"\|R\|") for line in lines)
+        setting = "" if pd.isna(row.setting) else f" *Setting*: {row.setting}."
+        details.append(f"- `{row.id}`: {row.verdict}.{setting}")
+    return "\n".join([*table, "", *details, "", "</details>"])

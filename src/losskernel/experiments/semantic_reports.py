@@ -210,6 +210,8 @@ def claims(
         f"{run['inputs']} inputs, {run['chains']} chains x {run['draws']} draws, "
         f"noise floor {run['noise_floor']:.3f}"
     )
+    if ALONE in set(table.kernel):
+        scale += ", linear part as control variate"
     draws = run["chains"] * run["draws"]
     cell = table[(table.statistic == "lift") & (table.k == k) & (table.depth == depth)]
     cell = cell.set_index("kernel")
@@ -240,9 +242,7 @@ def claims(
                 ranks.standard_error[SAMPLED],
                 draws,
                 f"Wu-Palmer similarity; {scale}; spread: jackknife over draws",
-                f"{_holds(ranks.loc[SAMPLED])} at this scale: 97.5 % of shuffled labels below "
-                f"{ranks.null_high[SAMPLED]:.3f}{_limit_within_null(ranks)}; beside it: "
-                f"{_beside(ranks, '.3f')}; of the "
+                f"{_judged_with_limit(ranks)}; beside it: {_beside(ranks, '.3f')}; of the "
                 f"magnitude |R|: {magnitude.value[SAMPLED]:.3f} "
                 f"(± {magnitude.standard_error[SAMPLED]:.3f}), {_beside(magnitude, '.3f')}",
             ),
@@ -258,14 +258,16 @@ def claims(
     )
 
 
-def _limit_within_null(cells: pd.DataFrame) -> str:
-    """What speaks against a sampled kernel above its null: the limit that it estimates is not."""
-    if LIMIT not in cells.index or _holds(cells.loc[LIMIT]) == "holds":
-        return ""
-    return (
-        f"; but not supported by the exact limit, {cells.value[LIMIT]:.3f}, which lies within its "
-        f"own null (97.5 % below {cells.null_high[LIMIT]:.3f})"
-    )
+def _judged_with_limit(cells: pd.DataFrame) -> str:
+    """A sampled kernel above its null is no support where the limit that it is near is not."""
+    judged = _holds(cells.loc[SAMPLED])
+    null = f"97.5 % of shuffled labels below {cells.null_high[SAMPLED]:.3f}"
+    if judged == "holds" and LIMIT in cells.index and _holds(cells.loc[LIMIT]) != "holds":
+        return (
+            f"not supported at this scale: above its null ({null}), but the exact limit, "
+            f"{cells.value[LIMIT]:.3f}, is within its own (below {cells.null_high[LIMIT]:.3f})"
+        )
+    return f"{judged} at this scale: {null}"
 
 
 def _holds(cell: pd.Series) -> str:

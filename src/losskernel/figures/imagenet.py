@@ -470,7 +470,7 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
                 continue  # one image a class: nothing to remove
             rows = rows.sort_values("depth")
             style = STYLES[kernel] | {"linestyle": "-" if pairs == "removed" else ":"}
-            label = f"{kernel}, pairs of equal label {pairs}"
+            label = f"{kernel}, pairs of equal label {pairs}" if control in several else kernel
             axis.plot(rows.depth, rows.value, label=label, markersize=3.5, **style)
             if pairs == "removed":
                 band = axis.fill_between(
