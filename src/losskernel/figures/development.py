@@ -23,6 +23,7 @@ from losskernel.figures.style import (
     save_figure,
 )
 from losskernel.files import atomic_path
+from losskernel.hierarchy import OTHER_GROUP
 
 STYLES = {
     "loss kernel, fixed gamma": (BLUE, "o"),
@@ -51,9 +52,13 @@ def trajectory(
         axis.set_title(f"step {steps[at]} (top-1 {data['top1'][at]:.1%})")
     axes[0, 0].set_ylabel(f"UMAP: {data['map_kernels'][0]}")
     bar = figure.colorbar(points, ax=axes[0], shrink=0.95, pad=0.01)
-    present = np.unique(data["group"])
+    present = [g for g in np.unique(data["group"]) if data["group_names"][g] != OTHER_GROUP]
     where = [float(np.median(data["position"][data["group"] == g])) for g in present]
-    bar.set_ticks(where, labels=[str(data["group_names"][g]) for g in present], fontsize=6)
+    order_along = np.argsort(where)
+    # Names nearer than this would lie on each other.
+    far = order_along[np.diff(np.array(where)[order_along], prepend=-1) > 0.03]
+    names = [str(data["group_names"][present[i]]) for i in far]
+    bar.set_ticks([where[i] for i in far], labels=names, fontsize=6)
     bar.set_label("place in the WordNet hierarchy")
     table = pd.read_csv(metrics, dtype={"network": str})
     network = table["network"].iloc[0]
@@ -64,7 +69,7 @@ def trajectory(
         axis.set(title=name, ylim=(min(0.8, lifts["value"].min()), top))
     axes[1, 0].set_ylabel("taxonomic lift (1 = chance)")
     axes[1, 0].legend(title="hypernym depth", frameon=False, fontsize="x-small", ncols=2)
-    _crossings(axes[1, 3], crossings, order, network, "conditional_auc", steps)
+    _crossings(axes[1, 3], crossings, order, network, "lift", steps)
     _similarity(figure, axes[1, 4], data)
     save_figure(figure, output, output_png)
 
@@ -84,7 +89,7 @@ def _step_axis(axis: Axis, steps: np.ndarray) -> None:
     getattr(axis.axes, f"set_{axis.axis_name}lim")(-first / 4, 1.2 * last)
     ticks = [0, first]
     for step in np.unique(steps)[2:]:
-        if step >= 2.5 * ticks[-1] and last >= 1.7 * step:
+        if step >= 2.5 * ticks[-1] and last >= 2.5 * step:
             ticks.append(step)
     axis.set_ticks([*ticks, last], labels=[f"{tick:g}" for tick in (*ticks, last)])
     axis.set_ticks([], minor=True)
