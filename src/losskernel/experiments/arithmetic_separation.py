@@ -85,7 +85,8 @@ def claims(summary: Path, rows: Path, settings: dict, reported: Path, output: Pa
     auc, auc_sd = mean[f"auc_{score}"], sd[f"auc_{score}"]
     others = ", ".join(f"{name} {mean[f'auc_{name}']:.3f}" for name in SCORES if name != score)
     verdict = (
-        f"{'reached' if auc >= paper else 'not reached'} by {score} of the weights {group} "
+        f"{'reached' if auc >= paper else 'not reached'} by {score} of the weights {group}"
+        f"{', a setting chosen with the AUC in view' if settings['selection'] else ''} "
         f"({others}); {score} without control variate {mean[f'plain_auc_{score}']:.3f}, in the "
         f"exact high-gamma limit {mean[f'limit_auc_{score}']:.3f}"
     )

@@ -31,7 +31,7 @@ STYLES = {
     "gradient cosine": (GREEN, "^"),
     "feature cosine": (ORANGE, "s"),
 }
-SHOWN_MAPS = 5
+SHOWN_MAPS = 6
 BETWEEN, PAUSE = 6, 8  # frames of the animation between two checkpoints, and at each
 
 
@@ -43,7 +43,7 @@ def trajectory(
     with np.load(arrays) as stored:
         data = dict(stored)
     steps = data["steps"]
-    figure, axes = plt.subplots(2, SHOWN_MAPS, figsize=(17, 7.2))
+    figure, axes = plt.subplots(2, SHOWN_MAPS, figsize=(20, 7.2))
     chosen = np.unique(np.linspace(0, len(steps) - 1, SHOWN_MAPS).round().astype(int))
     for axis in axes[0, len(chosen) :]:
         axis.axis("off")
@@ -70,7 +70,8 @@ def trajectory(
     axes[1, 0].set_ylabel("taxonomic lift (1 = chance)")
     axes[1, 0].legend(title="hypernym depth", frameon=False, fontsize="x-small", ncols=2)
     _crossings(axes[1, 3], crossings, order, network, "lift", steps)
-    _similarity(figure, axes[1, 4], data)
+    _crossings(axes[1, 4], crossings, order, network, "conditional_auc", steps)
+    _similarity(figure, axes[1, 5], data)
     save_figure(figure, output, output_png)
 
 
