@@ -77,39 +77,47 @@ class Ranking:
             depths: in steps from the root, 1 or more.
         """
         depth_matrix, labels = np.asarray(depth_matrix), np.asarray(labels)
-        common = depth_matrix[labels[self.first], labels[self.second]]
         size, deepest = int(self.bins.max()) + 1, int(max(depth_matrix.max(), *depths))
+        # Where the histogram's row of each pair of classes begins; then of each pair of inputs.
+        begins = depth_matrix.astype(np.int64) * size
+        at = begins.ravel().take(labels[self.first] * len(depth_matrix) + labels[self.second])
+        at += self.bins
         # How many pairs of each depth have each rank: all that follows is read from it.
-        pairs = np.bincount(common * size + self.bins, minlength=(deepest + 1) * size)
+        pairs = np.bincount(at, minlength=(deepest + 1) * size)
         pairs = pairs.reshape(deepest + 1, size).astype(float)
-        at_least = pairs[::-1].cumsum(axis=0)[::-1]
         return {
             "lift": lift(self.neighbors, depth_matrix, np.asarray(depths), labels),
-            "auc": np.array([_auc(at_least[d], at_least[0] - at_least[d]) for d in depths]),
-            "conditional_auc": np.array([_auc(at_least[d], pairs[d - 1]) for d in depths]),
-            "spearman": np.array(
-                [_spearman(np.vstack([pairs[:d], at_least[d][None]])) for d in depths]
-            ),
+            **_rank_statistics(pairs, depths),
         }
 
 
-def _auc(inside: NDArray, outside: NDArray) -> float:
-    """Chance that a pair of the one kind ranks above one of the other, from counts by rank."""
-    total = inside.sum() * outside.sum()
-    below = outside.cumsum() - outside / 2  # ties count half
-    return float(inside @ below / total) if total > 0 else np.nan
+def _rank_statistics(pairs: NDArray, depths: Sequence[int]) -> dict[str, NDArray]:
+    """Of counts ``(depth of the pair, rank)``: both AUC and the rank correlation, at each depth."""
+    count = pairs.sum(axis=1)
+    below = pairs.cumsum(axis=1) - pairs / 2  # ties count half
+    # How often a pair of one depth (row) ranks above one of another (column).
+    above = pairs @ below.T
+    rank = _centered_ranks(pairs.sum(axis=0))
+    rank_sums, rank_spread = pairs @ rank, pairs.sum(axis=0) @ rank**2
+    found: dict[str, list[float]] = {"auc": [], "conditional_auc": [], "spearman": []}
+    for d in depths:
+        inside = count[d:].sum()
+        found["auc"].append(_share(above[d:, :d].sum(), inside * count[:d].sum()))
+        found["conditional_auc"].append(_share(above[d:, d - 1].sum(), inside * count[d - 1]))
+        depth_rank = _centered_ranks(np.append(count[:d], inside))
+        product = depth_rank @ np.append(rank_sums[:d], rank_sums[d:].sum())
+        spread = np.append(count[:d], inside) @ depth_rank**2 * rank_spread
+        found["spearman"].append(_share(product, np.sqrt(spread)))
+    return {name: np.array(values) for name, values in found.items()}
 
 
-def _spearman(pairs: NDArray) -> float:
-    """Rank correlation of the two axes of a table of counts."""
+def _centered_ranks(count: NDArray) -> NDArray:
+    """Mean rank of each of several groups of ties, less the mean of all."""
+    return np.cumsum(count) - (count + count.sum()) / 2
 
-    def centered_ranks(count: NDArray) -> NDArray:
-        return np.cumsum(count) - (count + count.sum()) / 2
 
-    rows, columns = pairs.sum(axis=1), pairs.sum(axis=0)
-    first, second = centered_ranks(rows), centered_ranks(columns)
-    spread = np.sqrt((rows @ first**2) * (columns @ second**2))
-    return float(first @ pairs @ second / spread) if spread > 0 else np.nan
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else np.nan
 
 
 def crossing_step(

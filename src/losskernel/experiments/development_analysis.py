@@ -106,8 +106,9 @@ def analyze(
     if unknown:
         raise DataError(f"{hierarchy}: has no class {unknown[0]}; make it of the data's classes")
     labels = np.array([position[wnid] for wnid in first.wnids])
-    depth = tree.lowest_common_hypernym_depth
-    depths = _depths(depth[np.ix_(np.unique(labels), np.unique(labels))], settings["class_pairs"])
+    present, own = np.unique(labels, return_inverse=True)
+    depth = tree.lowest_common_hypernym_depth[np.ix_(present, present)]
+    depths = _depths(depth, settings["class_pairs"])
     curves: dict[tuple[str, str], _Curves] = {}
     rows: list[dict] = []
     kept: dict[str, list[_Kernel]] = {}
@@ -117,7 +118,7 @@ def analyze(
         for name, kernel in kernels.items():
             curve = curves.setdefault((checkpoint.network, name), _Curves())
             curve.steps.append(checkpoint.step)
-            _measure(curve, kernel, depth, labels, depths, settings)
+            _measure(curve, kernel, depth, own, depths, settings)
             if checkpoint.network == first.network:
                 kept.setdefault(name, []).append(kernel)
     rows += [row for key, curve in curves.items() for row in _rows(*key, curve, depths)]
@@ -259,13 +260,13 @@ def _measure(
     depths: Sequence[int],
     settings: dict,
 ) -> None:
-    """Add one checkpoint to the curves of a kernel."""
+    """Add one checkpoint to the curves of a kernel; ``labels`` are rows of ``depth``, all used."""
     k, seed = settings["neighbors"], settings["seed"]
     ranking = Ranking.of(kernel.similarity, labels, k)
-    classes, own = np.unique(labels, return_inverse=True)
+    classes = np.arange(len(depth))
     rng = numpy_generator(seed, "resample")
     shuffled = [
-        ranking.profile(depth, rng.permutation(classes)[own], depths)
+        ranking.profile(depth, rng.permutation(classes)[labels], depths)
         for _ in range(settings["permutations"])
     ]
     groups = np.array_split(
@@ -273,7 +274,7 @@ def _measure(
     )
     without_classes = []
     for group in groups:
-        keep = ~np.isin(own, group)
+        keep = ~np.isin(labels, group)
         part = Ranking.of(kernel.similarity[np.ix_(keep, keep)], labels[keep], k)
         without_classes.append(part.profile(depth, labels[keep], depths))
     without_draws = [
