@@ -272,7 +272,7 @@ def hierarchy_rank_correlation(
 
 def rank_correlations(
     similarities: Sequence[ArrayLike],
-    hierarchy_similarities: Sequence[ArrayLike],
+    hierarchy_similarities: Sequence[ArrayLike] | MirroredRanks,
     *,
     permutations: int = 0,
     seed: int | np.random.SeedSequence = 0,
@@ -284,7 +284,8 @@ def rank_correlations(
 
     Args:
         similarities: A matrices (n, n).
-        hierarchy_similarities: B matrices (n, n).
+        hierarchy_similarities: B matrices (n, n), or what `MirroredRanks.of` made of them, to rank
+            them once for several calls.
         permutations: number of relabelings; 0 for none.
         seed: of `numpy.random.default_rng`.
 
@@ -294,50 +295,76 @@ def rank_correlations(
     Raises:
         DataError: as `hierarchy_rank_correlation`.
     """
-    first = [_unit_ranks(matrix, "similarity") for matrix in similarities]
-    second = [_unit_ranks(matrix, "hierarchy_similarity") for matrix in hierarchy_similarities]
-    for matrix in first:
-        if matrix.shape != second[0].shape:
+    ranks = [_unit_ranks(matrix, "similarity") for matrix in similarities]
+    second = hierarchy_similarities
+    if not isinstance(second, MirroredRanks):
+        second = MirroredRanks.of(second)
+    n = second.nodes
+    for matrix in similarities:
+        if np.shape(matrix) != (n, n):
             raise DataError(
-                f"similarity has shape {matrix.shape} and hierarchy_similarity {second[0].shape}; "
+                f"similarity has shape {np.shape(matrix)} and hierarchy_similarity {(n, n)}; "
                 "give one row an input in both"
             )
-    n = len(second[0])
-    rows = np.stack(first).reshape(len(first), -1)
+    first = np.stack(ranks)
+    above, below = np.triu_indices(n, k=1)
     rng = np.random.default_rng(seed)
 
-    def correlations(matrices: Sequence[NDArray]) -> NDArray[np.float64]:
-        return np.stack([rows @ matrix.ravel() for matrix in matrices], axis=1)
+    def correlations(order: NDArray) -> NDArray[np.float64]:
+        return first @ second.values.take(order[above] * n + order[below], axis=0)
 
-    def relabeled() -> NDArray[np.float64]:
-        order = rng.permutation(n)
-        return correlations([matrix[order][:, order] for matrix in second])
+    samples = [correlations(rng.permutation(n)) for _ in range(permutations)]
+    shape = (permutations, len(first), second.values.shape[1])
+    return correlations(np.arange(n)), np.reshape(samples, shape)
 
-    samples = [relabeled() for _ in range(permutations)]
-    return correlations(second), np.reshape(samples, (permutations, len(first), len(second)))
+
+@dataclass(frozen=True)
+class MirroredRanks:
+    """Ranks of B similarities of n nodes, both ways round, to be looked up for any order of nodes.
+
+    Attributes:
+        nodes: n.
+        values: (n * n, B) rank of each pair less the mean, of norm 1 over the pairs i < j; side by
+            side, as they are looked up together. Unused on the diagonal.
+    """
+
+    nodes: int
+    values: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, similarities: Sequence[ArrayLike]) -> MirroredRanks:
+        """Rank matrices (n, n).
+
+        Raises:
+            DataError: as `hierarchy_rank_correlation`.
+        """
+        name = "hierarchy_similarity"
+        shapes = {np.shape(matrix) for matrix in similarities}
+        if len(shapes) > 1:
+            raise DataError(f"{name} has shapes {sorted(shapes)}; give one row an input in each")
+        nodes = len(np.asarray(similarities[0]))
+        values = np.zeros((nodes, nodes, len(similarities)))
+        above, below = np.triu_indices(nodes, k=1)
+        for column, matrix in enumerate(similarities):
+            ranks = _unit_ranks(matrix, name)
+            values[above, below, column] = values[below, above, column] = ranks
+        return cls(nodes, values.reshape(nodes * nodes, -1))
 
 
 def _unit_ranks(similarity: ArrayLike, name: str) -> NDArray[np.float64]:
-    """`_centered_ranks` scaled to a Frobenius norm of 1."""
-    ranks = _centered_ranks(similarity, name)
-    return ranks / np.linalg.norm(ranks)
-
-
-def _centered_ranks(similarity: ArrayLike, name: str) -> NDArray[np.float64]:
-    """(n, n) ranks of the pairs i < j less their mean, mirrored, zero on the diagonal."""
+    """(pairs,) ranks of the pairs i < j, row by row, less their mean and scaled to norm 1."""
     similarity = np.asarray(similarity, dtype=np.float64)
     if similarity.ndim != 2 or len(set(similarity.shape)) != 1 or len(similarity) < 3:
         raise DataError(f"{name} has shape {similarity.shape}; (n, n) with n >= 3 is needed")
-    pairs = np.triu_indices(len(similarity), k=1)
+    pairs = np.triu(np.ones(similarity.shape, bool), k=1)
     values = similarity[pairs]
     if not np.isfinite(values).all() or not np.allclose(values, similarity.T[pairs], atol=1e-6):
         raise DataError(f"{name} is not finite and symmetric; symmetrize it or drop those inputs")
     if np.ptp(values) == 0:
         raise DataError(f"{name} is {values[0]:g} for every pair; ranks need values that differ")
-    ranks = np.zeros_like(similarity)
-    ranks[pairs] = rankdata(values)
-    ranks[pairs] -= ranks[pairs].mean()
-    return ranks + ranks.T
+    ranks = rankdata(values)
+    ranks -= ranks.mean()
+    return ranks / np.linalg.norm(ranks)
 
 
 def _edge_depths(

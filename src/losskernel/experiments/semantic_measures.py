@@ -14,6 +14,7 @@ from losskernel.diagnostics import cka
 from losskernel.geometry import kernel_distances, nearest_neighbors, umap_graph
 from losskernel.hierarchy import Hierarchy, groups_at_depth
 from losskernel.taxonomy import (
+    MirroredRanks,
     lift_by_k,
     mean_common_depth,
     rank_correlations,
@@ -78,12 +79,12 @@ class Measures:
         return np.arange(1, self.tree.lowest_common_hypernym_depth.max() + 1)
 
     @cached_property
-    def pairs(self) -> list[np.ndarray]:
-        """(n, n) similarity by each of `MEASURES`, then that of the features."""
+    def pairs(self) -> MirroredRanks:
+        """Ranks of the similarity by each of `MEASURES`, then of that of the features."""
         own = np.ix_(self.labels, self.labels)
         tree = self.tree
         matrices = (tree.path_similarity, tree.wu_palmer, tree.lowest_common_hypernym_depth)
-        return [*(matrix[own] for matrix in matrices), self.features]
+        return MirroredRanks.of([*(matrix[own] for matrix in matrices), self.features])
 
     @cached_property
     def _groups(self) -> dict[int, np.ndarray]:
