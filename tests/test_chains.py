@@ -1,4 +1,12 @@
+import fcntl
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from losskernel import Probe, sample_losses
 from losskernel.chains import update
-from losskernel.errors import ConfigError
+from losskernel.errors import ConfigError, LossKernelError
 from losskernel.probe import sgld_step
 
 torch.manual_seed(0)
@@ -70,22 +78,50 @@ def test_sharing_the_chains_out_changes_nothing(changes):
     assert np.ptp(alone.losses, axis=1).min() > 0
 
 
-def test_workers_compute_in_threads_of_their_own():
-    seen = set()
+@pytest.fixture
+def in_threads(monkeypatch):
+    """As where processes cannot be forked."""
+    monkeypatch.setattr("losskernel.sampling.can_fork", lambda: False)
+
+
+def recording_loss(folder):
+    """A cross-entropy that leaves a file named by process, thread and number of threads."""
 
     def loss(output, target):
-        seen.add((threading.current_thread().name, torch.get_num_threads()))
+        where = f"{os.getpid()},{threading.current_thread().name},{torch.get_num_threads()}"
+        (folder / where).touch()
         return nn.functional.cross_entropy(output, target, reduction="none")
 
+    return loss
+
+
+def test_sharing_the_chains_out_among_threads_changes_nothing(in_threads):
+    assert_same(sample(workers=3), sample(workers=1))
+
+
+def test_workers_compute_in_processes_of_their_own(tmp_path, two_threads):
+    before = threading.active_count()
+    sample(loss=recording_loss(tmp_path), workers=2)
+    seen = [path.name.split(",") for path in tmp_path.iterdir()]
+    processes = {process for process, _, _ in seen}
+    assert len(processes) == 3 and str(os.getpid()) in processes  # this one for the initial losses
+    assert {threads for process, _, threads in seen if process != str(os.getpid())} == {"1"}
+    assert torch.get_num_threads() == 2 and threading.active_count() == before
+    assert not multiprocessing.active_children()
+
+
+def test_workers_compute_in_threads_of_their_own(tmp_path, in_threads):
     before = torch.get_num_threads(), threading.active_count()
-    sample(loss=loss, workers=2)
-    names = {name for name, _ in seen}
+    sample(loss=recording_loss(tmp_path), workers=2)
+    seen = [path.name.split(",") for path in tmp_path.iterdir()]
+    names = {name for _, name, _ in seen}
+    assert {process for process, _, _ in seen} == {str(os.getpid())}
     assert len(names) == 2 and threading.main_thread().name not in names
-    assert {count for _, count in seen} == {1}
+    assert {threads for _, _, threads in seen} == {"1"}
     assert (torch.get_num_threads(), threading.active_count()) == before
 
 
-def test_the_number_of_threads_elsewhere_is_left_as_it_was(two_threads):
+def test_the_number_of_threads_elsewhere_is_left_as_it_was(two_threads, in_threads):
     sample(workers=2)
     found = []
     for _ in range(2):  # a thread that starts afterwards takes over the process's number
@@ -117,24 +153,84 @@ def test_diverged_chains_of_every_worker_stop(tmp_path):
     assert_same(resumed, alone)
 
 
-def test_an_error_in_a_worker_reaches_the_caller():
-    class LossError(Exception):
-        pass
+class LossError(Exception):
+    pass
 
-    main = threading.get_ident()
+
+def failing_loss(error):
+    """Raises at the first minibatch, and only there: the others have another size."""
 
     def loss(output, target):
-        if threading.get_ident() != main and len(target) == 5:
-            raise LossError("in a minibatch")
+        if len(target) == 5:
+            raise error("in a minibatch")
         return nn.functional.cross_entropy(output, target, reduction="none")
 
+    return loss
+
+
+@pytest.mark.parametrize("forked", [True, False])
+def test_an_error_in_a_worker_reaches_the_caller(monkeypatch, forked):
+    monkeypatch.setattr("losskernel.sampling.can_fork", lambda: forked)
     before = threading.active_count()
     with pytest.raises(LossError, match="in a minibatch"):
+        sample(loss=failing_loss(LossError), workers=2)
+    assert threading.active_count() == before and not multiprocessing.active_children()
+
+
+def test_an_error_that_cannot_leave_its_process_is_told():
+    class LocalError(Exception):
+        pass
+
+    with pytest.raises(LossKernelError, match="LocalError: in a minibatch"):
+        sample(loss=failing_loss(LocalError), workers=2)
+
+
+def test_a_process_that_is_killed_is_told():
+    def loss(output, target):
+        if len(target) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return nn.functional.cross_entropy(output, target, reduction="none")
+
+    with pytest.raises(LossKernelError, match="process ended .*use workers=1"):
         sample(loss=loss, workers=2)
-    assert threading.active_count() == before
+    assert not multiprocessing.active_children()
 
 
-def test_by_default_chains_of_a_mid_sized_model_run_side_by_side(two_threads):
+def test_processes_end_with_one_that_is_killed(tmp_path):
+    """And free the journal's lock, though each is in the middle of a draw that takes for ever."""
+    script = f"""
+import os, pathlib, time, torch
+from losskernel import Probe, sample_losses
+from losskernel.sampling import cross_entropy
+def loss(output, target):
+    if len(target) == 5:
+        pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch()
+        time.sleep(600)
+    return cross_entropy(output, target)
+data = torch.randn(12, 5), torch.arange(12) % 3
+sample_losses(torch.nn.Linear(5, 3), data, Probe(1, 1, 1e-3), loss=loss, chains=2, draws=2,
+    batch_size=5, engine="sequential", workers=2, progress=False, journal={str(tmp_path / "j")!r})
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        started = wait_for(lambda: [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()], 2)
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for(lambda: [pid for pid in started if not Path(f"/proc/{pid}").exists()], 2)
+    with open(tmp_path / "j" / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def wait_for(found, count):
+    for _ in range(3000):
+        if len(found()) == count:
+            return found()
+        time.sleep(0.02)
+    raise AssertionError(f"waited a minute for {count}, found {found()}")
+
+
+def test_by_default_chains_of_a_mid_sized_model_run_side_by_side(tmp_path, two_threads):
     """Whether they do depends on the model, not on the number of chains."""
     tiny, middle = network(), network(3000)  # 27,003 parameters
     assert sample(tiny, draws=1).attributes["workers"] == 1
@@ -142,17 +238,11 @@ def test_by_default_chains_of_a_mid_sized_model_run_side_by_side(two_threads):
     assert sample(middle, draws=1, workers=1).attributes["workers"] == 1
     assert sample(middle, data=TensorDataset(X, Y), draws=1).attributes["workers"] == 1
 
-    seen = set()
-
-    def loss(output, target):
-        seen.add(torch.get_num_threads())
-        return nn.functional.cross_entropy(output, target, reduction="none")
-
-    sample(middle, loss=loss, draws=1, chains=1)
-    assert seen == {1}
-    seen.clear()
-    sample(middle, loss=loss, draws=1, chains=2)
-    assert seen == {1}
+    for chains in (1, 2):
+        folder = tmp_path / str(chains)
+        folder.mkdir()
+        sample(middle, loss=recording_loss(folder), draws=1, chains=chains)
+        assert {path.name.rpartition(",")[2] for path in folder.iterdir()} == {"1"}
 
 
 @pytest.mark.parametrize(

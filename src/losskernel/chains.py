@@ -1,11 +1,10 @@
-"""Chains of SGLD in motion, shared out among workers: threads of the CPU, or GPUs."""
+"""Chains of SGLD in motion, shared out among workers: processes of the CPU, or GPUs."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from losskernel.engines import Engine
 from losskernel.errors import LossKernelError
 from losskernel.inputs import Inputs
 from losskernel.probe import Probe
+from losskernel.runners import Here, InProcess, InThread, Runner, shared_copy
 from losskernel.seeds import fill_normal, numpy_generator
 
 log = logging.getLogger(__name__)
@@ -28,20 +28,28 @@ class DivergenceError(LossKernelError):
 
 @dataclass(frozen=True)
 class Lane:
-    """What one worker computes with; no two workers share an engine or a device's inputs.
+    """What one worker computes with; no two threads share an engine or a device's inputs.
 
     Attributes:
         engine: gradients and losses, on one device.
         data: what minibatches are drawn from, on that device.
         probe_inputs: what is evaluated at each draw, on that device.
-        threads: of a thread of its own that the worker computes in; None: it computes in the
-            caller's thread, with as many threads as PyTorch has there.
+        threads: of PyTorch, in a thread or process of its own that the worker computes in; None: it
+            computes in the caller's thread, with as many as PyTorch has there.
+        process: whether that is a process; those of several lanes may be given the same engine.
     """
 
     engine: Engine
     data: Inputs
     probe_inputs: Inputs
     threads: int | None = None
+    process: bool = False
+
+    def runner(self, worker: _Worker) -> Runner:
+        """Where the methods of this lane's worker run."""
+        if self.threads is None:
+            return Here(worker)
+        return (InProcess if self.process else InThread)(worker, self.threads)
 
 
 def update(weights: Tensor, center: Tensor, gradient: Tensor | None, noise: Tensor, probe: Probe):
@@ -60,45 +68,20 @@ def update(weights: Tensor, center: Tensor, gradient: Tensor | None, noise: Tens
     weights.sub_(drift.mul_(probe.step_size / 2)).add_(noise.mul_(math.sqrt(probe.step_size)))
 
 
-def _limit_threads(count: int) -> None:
-    """Let PyTorch compute in ``count`` threads when called from this one.
-
-    The number is kept by thread, but a thread takes over the process's latest when it first asks
-    for it: so it asks at once.
-    """
-    torch.set_num_threads(count)
-    torch.get_num_threads()
-
-
 class _Worker:
     """The chains of one lane, one row of weights each."""
 
     def __init__(self, lane: Lane, ids: list[int], probe: Probe, batch_size: int, seed: int):
-        self._lane, self._ids, self._probe = lane, ids, probe
+        self.engine, self._lane, self._ids, self._probe = lane.engine, lane, ids, probe
         self._batch_size, self._seed = batch_size, seed
-        self.weights = lane.engine.center.repeat(len(ids), 1)
-        self._noise = torch.empty_like(self.weights)
-        self._generator = torch.Generator(lane.engine.center.device)
-        self._thread = None
-        if lane.threads is not None:
-            self._thread = ThreadPoolExecutor(max_workers=1)
-            self._thread.submit(_limit_threads, lane.threads).result()
-
-    def submit(self, method: Callable, *args) -> Future:
-        """Call a method of this worker, in its thread."""
-        if self._thread is not None:
-            return self._thread.submit(method, *args)
-        done: Future = Future()
-        done.set_result(method(*args))
-        return done
-
-    def close(self) -> None:
-        if self._thread is not None:
-            self._thread.shutdown()
+        weights = lane.engine.center.repeat(len(ids), 1)
+        self.weights = shared_copy(weights) if lane.process else weights
+        self._noise = torch.empty_like(weights)
+        self._generator = torch.Generator(weights.device)
 
     def initial_losses(self, block: int) -> np.ndarray:
         """Losses of the probe inputs at the trained weights, ``(input,)``."""
-        return self._losses(self._lane.engine.center[None], block)[0]
+        return self._losses(self.engine.center[None], block)[0]
 
     def steps(self, running: list[int], first: int, count: int) -> np.ndarray:
         """Take the SGLD steps ``first`` to ``first + count - 1`` of those chains.
@@ -107,7 +90,7 @@ class _Worker:
             The minibatch loss before each step, ``(step, chain)``; NaN if none is computed.
         """
         losses = np.full((count, len(running)), np.nan)
-        together = self._lane.engine.together
+        together = self.engine.together
         places = [slice(None)] if together else [slice(i, i + 1) for i in range(len(running))]
         for place in places:
             chosen = running[place]
@@ -127,8 +110,8 @@ class _Worker:
         gradient = loss = None
         if self._probe.n_beta > 0:  # the Gaussian around the trained weights needs no gradient
             batches = [self._batch(chain, step) for chain in chosen]
-            gradient, loss = self._lane.engine.gradients(weights, batches)
-        update(weights, self._lane.engine.center, gradient, noise, self._probe)
+            gradient, loss = self.engine.gradients(weights, batches)
+        update(weights, self.engine.center, gradient, noise, self._probe)
         return loss
 
     def _batch(self, chain: int, step: int):
@@ -147,7 +130,7 @@ class _Worker:
         return batch_losses, self._losses(weights, block)
 
     def _losses(self, weights: Tensor, block: int) -> np.ndarray:
-        return self._lane.engine.losses(weights, self._lane.probe_inputs, block).numpy()
+        return self.engine.losses(weights, self._lane.probe_inputs, block).numpy()
 
 
 class Chains:
@@ -181,14 +164,17 @@ class Chains:
             _Worker(lane, [ids[row] for row in share], probe, batch_size, seed)
             for lane, share in zip(lanes, self._shares, strict=True)
         ]
+        self._runners = [
+            lane.runner(worker) for lane, worker in zip(lanes, self._workers, strict=True)
+        ]
         torch.set_num_threads(threads)  # a worker's number became that of threads yet to start
         self.steps = 0
         self.diverged = np.full(len(ids), -1)
 
     def close(self) -> None:
-        """Let the threads end."""
-        for worker in self._workers:
-            worker.close()
+        """Let threads and processes end."""
+        for runner in self._runners:
+            runner.close()
 
     @property
     def weights(self) -> Tensor:
@@ -215,14 +201,18 @@ class Chains:
     def initial_losses(self) -> np.ndarray:
         """Losses of the probe inputs at the trained weights, ``(input,)``.
 
-        Every worker computes them, so that what is compiled is compiled before the first draw.
+        Every engine computes them, so that what is compiled is compiled before the first draw.
         """
-        found = [worker.submit(worker.initial_losses, self._block) for worker in self._workers]
-        return [future.result() for future in found][0]
+        engines = {id(worker.engine): place for place, worker in enumerate(self._workers)}
+        replies = [
+            self._runners[place].prepare("initial_losses", self._block)
+            for place in engines.values()
+        ]
+        return [reply.result() for reply in replies][0]
 
     def step(self) -> None:
         """One SGLD step of every running chain."""
-        self._advance(_Worker.steps, 1)
+        self._advance("steps", 1)
 
     def draw(
         self, steps: int, number: int, bound: float | None = None
@@ -241,7 +231,7 @@ class Chains:
         Raises:
             DivergenceError: no chain is left.
         """
-        found = self._advance(_Worker.draw, steps, self._block)
+        found = self._advance("draw", steps, self._block)
         inputs = found[0][1][1].shape[1]
         losses = np.full((len(self._ids), inputs), np.nan, np.float32)
         batch_losses = np.full((steps, len(self._ids)), np.nan)
@@ -270,19 +260,17 @@ class Chains:
             mean,
         )
 
-    def _advance(self, method: Callable, steps: int, *args) -> list[tuple[np.ndarray, Any]]:
-        """Call a worker's method on its running chains, all workers at once.
+    def _advance(self, method: str, steps: int, *args) -> list[tuple[np.ndarray, Any]]:
+        """Call a method of every worker on its running chains, all workers at once.
 
         Returns:
             For each worker with running chains: their rows and what the method returned.
         """
         started = []
-        for share, worker in zip(self._shares, self._workers, strict=True):
+        for share, runner in zip(self._shares, self._runners, strict=True):
             running = [place for place, row in enumerate(share) if self.diverged[row] < 0]
             if running:
                 rows = np.array(share)[running]
-                started.append(
-                    (rows, worker.submit(method, worker, running, self.steps, steps, *args))
-                )
+                started.append((rows, runner.submit(method, running, self.steps, steps, *args)))
         self.steps += steps
-        return [(rows, future.result()) for rows, future in started]
+        return [(rows, reply.result()) for rows, reply in started]

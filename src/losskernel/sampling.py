@@ -29,6 +29,7 @@ from losskernel.loss_fingerprint import loss_fingerprint
 from losskernel.parameters import layout_fingerprint, select_parameters
 from losskernel.probe import Probe
 from losskernel.progress import bar
+from losskernel.runners import can_fork
 from losskernel.trace import LossTrace, settings_attribute
 
 Data = tuple[Tensor, Tensor] | Dataset
@@ -118,8 +119,9 @@ def sample_losses(
         eval_precision: of the recorded losses alone, where it is not ``precision``. The draws do
             not depend on it, so runs that differ in it compare precisions on the same draws
             (:mod:`losskernel.precision`).
-        workers: chains that a CPU runs at once, each in a thread of its own with an equal share of
-            PyTorch's threads. By default one a thread for a model of 20,000 to 2 million perturbed
+        workers: chains that a CPU runs at once, each with an equal share of PyTorch's threads: in
+            forked processes where that share is one thread, on Linux without a GPU, else in threads
+            of this process. By default one a thread for a model of 20,000 to 2 million perturbed
             parameters with the sequential engine and data in memory: two chains side by side are
             faster than two threads on each of its small products. Otherwise 1. The default does
             not look at the number of chains, for a chain's draws must not depend on its company.
@@ -312,6 +314,9 @@ def _lanes(
     if workers == 1:
         return [Lane(runner, inputs, probe_inputs)]
     threads = max(1, torch.get_num_threads() // workers)
+    if can_fork() and threads == 1:
+        # Compiled and traced once; every process has its own copy.
+        return [Lane(runner, inputs, probe_inputs, 1, process=True)] * min(workers, chains)
     runners = [runner] + [
         make_engine(
             runner.kind, *problem, example, device, compiled, precision, None, eval_precision
