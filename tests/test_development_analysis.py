@@ -8,6 +8,8 @@ import pytest
 
 from losskernel.errors import DataError, TraceError
 from losskernel.experiments import development_analysis as analysis
+from losskernel.experiments import development_measure as measure
+from losskernel.experiments.development_kernels import FEATURES, GRADIENTS, SAMPLED
 from losskernel.hierarchy import Hierarchy
 from losskernel.trace import LossTrace, settings_attribute
 
@@ -66,7 +68,7 @@ def write(folder, network: str, step: int, shown: set[int], names=None, weights=
         norms=np.ones(n, np.float32),
         weights_sha256=f"{network}-{step}",
     )
-    for rule in analysis.SAMPLED:
+    for rule in SAMPLED:
         values = losses(shown, rng)
         attributes = {
             "probe": settings_attribute({"n_beta": 1, "gamma": 100, "step_size": 0.01}),
@@ -84,24 +86,24 @@ def write(folder, network: str, step: int, shown: set[int], names=None, weights=
         )
 
 
-def analyze(folder, **changes):
+def measured(folder, network: str, **changes):
+    files = [sorted(folder.glob(f"{network}-{kind}")) for kind in ("*[0-9].npz", "*.nc")]
     tree().to_file(folder / "hierarchy.json")
+    output = folder / "measured" / f"{network}.npz"
+    output.parent.mkdir(exist_ok=True)
+    measure.measure(*files, folder / "hierarchy.json", SETTINGS | changes, output)
+    return output
+
+
+def analyze(folder, *networks: str, **changes):
     outputs = {
         "output": folder / "metrics.csv",
         "output_crossings": folder / "crossings.csv",
         "output_order": folder / "order.csv",
-        "output_arrays": folder / "arrays.npz",
     }
-    analysis.analyze(
-        sorted(folder.glob("*[0-9].npz")),
-        sorted(folder.glob("*.nc")),
-        folder / "hierarchy.json",
-        SETTINGS | changes,
-        **outputs,
-    )
-    tables = [pd.read_csv(path, dtype={"network": str}) for path in list(outputs.values())[:3]]
-    with np.load(outputs["output_arrays"]) as stored:
-        return *tables, dict(stored)
+    curves = [measured(folder, network, **changes) for network in networks]
+    analysis.analyze(curves, SETTINGS | changes, **outputs)
+    return [pd.read_csv(path, dtype={"network": str}) for path in outputs.values()]
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +113,13 @@ def found(tmp_path_factory):
     for at, step in enumerate(STEPS):
         write(folder, "1", step, set(range(1, at + 1)) - {LEVELS})
     write(folder, "shuffled-1", 50, set())
-    return folder, *analyze(folder)
+    return folder, *analyze(folder, "shuffled-1", "1")
 
 
 def test_each_depth_crosses_where_it_appears(found):
-    _, _, crossings, _, _ = found
+    _, _, crossings, _ = found
     chosen = crossings[
-        (crossings["kernel"] == analysis.SAMPLED["fixed"])
+        (crossings["kernel"] == SAMPLED["fixed"])
         & (crossings["statistic"] == "conditional_auc")
         & (crossings["from"] == "chance")
     ].set_index("depth")
@@ -128,34 +130,34 @@ def test_each_depth_crosses_where_it_appears(found):
 
 
 def test_coarse_comes_before_fine(found):
-    _, _, _, order, _ = found
+    _, _, _, order = found
     rows = order.set_index(["kernel", "statistic", "from"])
-    for kernel in (*analysis.SAMPLED.values(), analysis.FEATURES):
+    for kernel in (*SAMPLED.values(), FEATURES):
         row = rows.loc[(kernel, "conditional_auc", "chance")]
         assert row["spearman"] == pytest.approx(1) and row["depths"] == 5 and row["network"] == "1"
         assert row["p"] == pytest.approx(2 / 120)  # all orders of five
         # Lift also rises with what is coarser; so planted, its order is nearly the same.
         assert rows.loc[(kernel, "lift", "chance"), "spearman"] > 0.7
-    nothing = rows.loc[(analysis.GRADIENTS, "auc", "chance")]
+    nothing = rows.loc[(GRADIENTS, "auc", "chance")]
     assert nothing["depths"] == 0 and np.isnan(nothing["spearman"])
 
 
 def test_metrics_have_errors_and_a_null(found):
-    _, metrics, _, _, _ = found
+    _, metrics, _, _ = found
     rows = metrics[metrics["statistic"] == "auc"].set_index(["network", "kernel", "step", "depth"])
-    last = rows.loc[("1", analysis.SAMPLED["fixed"], STEPS[-1], 3)]
+    last = rows.loc[("1", SAMPLED["fixed"], STEPS[-1], 3)]
     assert last["value"] > 0.8 > last["null_high"] > 0.5 > last["null_low"]
     assert 0 < last["error_draws"] < 0.1 and 0 < last["error_classes"] < 0.2
-    assert np.isnan(rows.loc[("1", analysis.FEATURES, STEPS[-1], 3), "error_draws"])
-    start = rows.loc[("1", analysis.SAMPLED["fixed"], 0, 3)]
+    assert np.isnan(rows.loc[("1", FEATURES, STEPS[-1], 3), "error_draws"])
+    start = rows.loc[("1", SAMPLED["fixed"], 0, 3)]
     assert start["null_low"] - 0.05 < start["value"] < start["null_high"] + 0.05
-    control = rows.loc[("shuffled-1", analysis.SAMPLED["fixed"], 50, 3)]
+    control = rows.loc[("shuffled-1", SAMPLED["fixed"], 50, 3)]
     assert abs(control["value"] - 0.5) < 0.1
 
 
 def test_a_control_variate_that_tells_nothing_does_no_harm(found):
-    _, metrics, _, _, _ = found
-    facts = metrics[metrics["kernel"] == analysis.SAMPLED["fixed"]]
+    _, metrics, _, _ = found
+    facts = metrics[metrics["kernel"] == SAMPLED["fixed"]]
     coefficients = facts[facts["statistic"] == "coefficient"]["value"]
     # An amplitude of 0.1 against losses of 0.7 and more, 120 draws of 64 inputs.
     assert coefficients.abs().max() < 0.7
@@ -163,9 +165,13 @@ def test_a_control_variate_that_tells_nothing_does_no_harm(found):
 
 
 def test_similar_checkpoints_and_maps(found):
-    _, _, _, _, arrays = found
+    folder = found[0]
+    files = [sorted(folder.glob(f"1-{kind}")) for kind in ("*[0-9].npz", "*.nc")]
+    measure.maps(*files, folder / "hierarchy.json", SETTINGS, folder / "maps.npz")
+    with np.load(folder / "maps.npz") as stored:
+        arrays = dict(stored)
     assert arrays["steps"].tolist() == STEPS
-    similarity = arrays["similarity"][list(arrays["kernels"]).index(analysis.SAMPLED["fixed"])]
+    similarity = arrays["similarity"][list(arrays["kernels"]).index(SAMPLED["fixed"])]
     np.testing.assert_allclose(similarity, similarity.T)
     np.testing.assert_allclose(np.diag(similarity)[1:], 1)
     assert similarity[-1, -2] > 0.9  # nothing new appears at the last step
@@ -193,7 +199,7 @@ def test_the_claim(found):
     ],
 )
 def test_the_verdict_is_the_datas(tmp_path, spearman, p, error, words):
-    row = {"network": "1", "kernel": analysis.SAMPLED["fixed"]}
+    row = {"network": "1", "kernel": SAMPLED["fixed"]}
     row["statistic"] = "conditional_auc"
     row |= {"from": "chance", "depths": 2, "spearman": spearman, "p": p}
     pd.DataFrame([row | {"error_draws": error, "error_classes": 0.0}]).to_csv(
@@ -210,7 +216,7 @@ def test_several_networks_have_a_mean_and_a_spread(tmp_path):
     for network in ("1", "2"):
         for at, step in enumerate(STEPS):
             write(tmp_path, network, step, set(range(1, at + 1)) - {LEVELS})
-    _, _, order, _ = analyze(tmp_path)
+    _, _, order = analyze(tmp_path, "1", "2")
     assert set(order["network"]) == {"1", "2", analysis.ALL}
     analysis.claims(
         tmp_path / "order.csv", tmp_path / "metrics.csv", SETTINGS, tmp_path / "claims.csv"
@@ -222,19 +228,36 @@ def test_several_networks_have_a_mean_and_a_spread(tmp_path):
 def test_files_that_do_not_belong_together(tmp_path):
     write(tmp_path, "1", 0, set(), weights="others")
     with pytest.raises(TraceError, match="of other weights than the trace of rule 'fixed'"):
-        analyze(tmp_path)
-    (tmp_path / "1-0-rise.nc").unlink()
+        measured(tmp_path, "1")
     write(tmp_path, "1", 0, set())
     (tmp_path / "1-0-rise.nc").unlink()
     with pytest.raises(TraceError, match="there is no trace of rule 'rise' beside it"):
-        analyze(tmp_path)
+        measured(tmp_path, "1")
     write(tmp_path, "1", 0, set())
     write(tmp_path, "1", 10, set(), names=WNIDS[::-1])
     with pytest.raises(TraceError, match="step 10: other probe inputs than those of 1, 0"):
-        analyze(tmp_path)
+        measured(tmp_path, "1")
+    write(tmp_path, "2", 0, set())
+    with pytest.raises(TraceError, match="checkpoints of two networks, [12] and [12]"):
+        measured(tmp_path, "[12]")
+
+
+def test_networks_measured_on_other_inputs_are_not_compared(tmp_path):
+    write(tmp_path, "1", 0, {1})
+    write(tmp_path, "2", 0, {1}, names=WNIDS[::-1])
+    with pytest.raises(TraceError, match="network 2: other probe inputs or depths than those of 1"):
+        analyze(tmp_path, "1", "2")
+
+
+def test_a_file_of_something_else_is_named(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    np.savez(tmp_path / "b.npz", steps=[1])
+    for name in "ab":
+        with pytest.raises(TraceError, match=f"{name}.npz: not the measured curves"):
+            measure.Measured.load(tmp_path / f"{name}.npz")
 
 
 def test_depths_need_pairs_on_either_side(tmp_path):
     write(tmp_path, "1", 0, set())
     with pytest.raises(DataError, match="no depth has 2000 pairs of classes on either side"):
-        analyze(tmp_path, class_pairs=2000)
+        measured(tmp_path, "1", class_pairs=2000)

@@ -39,6 +39,7 @@ EXPERIMENTS = (
     "mislabel_probe_time",
     "mislabel_claims",
     "development",
+    "development_measure",
     "development_analysis",
     "development_arithmetic",
     "compare",

@@ -139,6 +139,8 @@ def test_a_finished_tree_has_nothing_to_do(finished):
                 "imagenet_leaders",
                 "imagenet_controls",
                 "imagenet_claims",
+                "development_measure",
+                "development_maps",  # shares a module with the measurements
                 "development_analyze",
                 "development_claims",
                 "figure_development",

@@ -1,8 +1,9 @@
 """Experiment 5: the kernel along training, of an arithmetic network and of an image classifier.
 
 The arithmetic network is always trained and sampled. Of the image classifier, what needs images is
-computed if `development.tiny_imagenet.archive` is given, else its tracked copy is read; it is left
-out altogether unless `enabled`.
+computed if `development.tiny_imagenet.archive` is given, else its tracked copy is read: the traces
+of most networks, and the curves measured from them of those in `tracked_curves`. It is left out
+altogether unless `enabled`.
 """
 
 DEVELOPMENT = f"{RESULTS}/development"
@@ -12,13 +13,36 @@ tiny = config["development"]["tiny_imagenet"]
 SHARED = {key: arithmetic[key] for key in ("network", "train_share", "probe", "score")}
 # What is computed from images, or its tracked copy.
 CHECKPOINTS = f"{REFERENCE}/development" if tiny["archive"] is None else DEVELOPMENT
-# Network and step of every checkpoint that is sampled.
-DEVELOPED = [(str(seed), step) for seed in tiny["training_seeds"] for step in tiny["checkpoints"]]
-DEVELOPED += [
-    (f"shuffled-{seed}", step)
+# Steps of the checkpoints of each network.
+DEVELOPED = {str(seed): tiny["checkpoints"] for seed in tiny["training_seeds"]}
+DEVELOPED |= {
+    f"shuffled-{seed}": tiny["shuffled"]["checkpoints"]
     for seed in tiny["shuffled"]["training_seeds"]
-    for step in tiny["shuffled"]["checkpoints"]
-]
+}
+MAPPED = str(tiny["training_seeds"][0])  # the network whose maps are drawn
+
+
+# What is known of each network's checkpoints: states, and traces under both rules for the probe.
+CHECKPOINT_FILES = {
+    network: {
+        "states": [f"{CHECKPOINTS}/{network}/{step}.npz" for step in steps],
+        "traces": [
+            f"{CHECKPOINTS}/{network}/{step}-{probe}.nc"
+            for step in steps
+            for probe in ("fixed", "rise")
+        ],
+    }
+    for network, steps in DEVELOPED.items()
+}
+# Where each network's curves are: measured by a rule, or their tracked copy.
+CURVES = {
+    network: (
+        f"{REFERENCE}/development/{network}.npz"
+        if tiny["archive"] is None and network in tiny["tracked_curves"]
+        else f"{DEVELOPMENT}/measured/{network}.npz"
+    )
+    for network in DEVELOPED
+}
 
 
 wildcard_constraints:
@@ -292,22 +316,81 @@ rule development_sample:
         "--output-traces {output.fixed} {output.rise} 2> {log}"
 
 
-rule development_analyze:
-    """Agreement with the hierarchy by depth along training, the order of the depths, maps, CKA."""
+rule development_measure:
+    """Agreement of a network's kernels with the hierarchy at every checkpoint, with errors, null."""
     input:
-        states=[f"{CHECKPOINTS}/{network}/{step}.npz" for network, step in DEVELOPED],
-        traces=[
-            f"{CHECKPOINTS}/{network}/{step}-{probe}.nc"
-            for network, step in DEVELOPED
-            for probe in ("fixed", "rise")
-        ],
+        unpack(lambda wildcards: CHECKPOINT_FILES[wildcards.network]),
         hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
+        code=code("experiments.development_measure.measure"),
+    output:
+        f"{DEVELOPMENT}/measured/{{network}}.npz",
+    log:
+        f"{RESULTS}/logs/development_measure/{{network}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/development_measure/{{network}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=settings(
+            "development.tiny_imagenet.analysis",
+            "neighbors",
+            "class_pairs",
+            "permutations",
+            "jackknife_blocks",
+            "class_groups",
+            seed=config["seed"],
+        ),
+    shell:
+        "losskernel development-measure measure --settings {params.settings:q} "
+        "--states {input.states} --traces {input.traces} --hierarchy {input.hierarchy} "
+        "--output {output} 2> {log}"
+
+
+rule development_maps:
+    """Maps of the first network along training, and how similar its checkpoints are."""
+    input:
+        **CHECKPOINT_FILES[MAPPED],
+        hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
+        code=code("experiments.development_measure.maps"),
+    output:
+        f"{DEVELOPMENT}/maps.npz",
+    log:
+        f"{RESULTS}/logs/development_maps.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/development_maps.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=settings(
+            "development.tiny_imagenet.analysis",
+            "headline",
+            "map_neighbors",
+            "map_epochs",
+            seed=config["seed"],
+        ),
+    shell:
+        "losskernel development-measure maps --settings {params.settings:q} "
+        "--states {input.states} --traces {input.traces} --hierarchy {input.hierarchy} "
+        "--output {output} 2> {log}"
+
+
+rule development_analyze:
+    """When each depth of the hierarchy appears along training, and in what order."""
+    input:
+        curves=CURVES.values(),
         code=code("experiments.development_analysis.analyze"),
     output:
         metrics=f"{DEVELOPMENT}/metrics.csv",
         crossings=f"{DEVELOPMENT}/crossings.csv",
         order=f"{DEVELOPMENT}/order.csv",
-        arrays=f"{DEVELOPMENT}/arrays.npz",
     log:
         f"{RESULTS}/logs/development_analyze.log",
     benchmark:
@@ -316,15 +399,14 @@ rule development_analyze:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=2000,
+        runtime=10,
     params:
         settings=settings("development.tiny_imagenet.analysis", seed=config["seed"]),
     shell:
         "losskernel development-analysis analyze --settings {params.settings:q} "
-        "--states {input.states} --traces {input.traces} --hierarchy {input.hierarchy} "
-        "--output {output.metrics} --output-crossings {output.crossings} "
-        "--output-order {output.order} --output-arrays {output.arrays} 2> {log}"
+        "--curves {input.curves} --output {output.metrics} --output-crossings {output.crossings} "
+        "--output-order {output.order} 2> {log}"
 
 
 rule development_claims:
@@ -358,7 +440,7 @@ rule figure_development:
         metrics=rules.development_analyze.output.metrics,
         crossings=rules.development_analyze.output.crossings,
         order=rules.development_analyze.output.order,
-        arrays=rules.development_analyze.output.arrays,
+        arrays=rules.development_maps.output,
         code=code("figures.development.trajectory"),
     output:
         pdf=report(f"{FIGURES}/development.pdf", category="5 Development"),
@@ -382,7 +464,7 @@ rule figure_development:
 rule figure_development_animation:
     """The map along training as a GIF."""
     input:
-        arrays=rules.development_analyze.output.arrays,
+        arrays=rules.development_maps.output,
         code=code("figures.development.animation"),
     output:
         report(f"{FIGURES}/development_map.gif", category="5 Development"),
