@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from losskernel.errors import ConfigError
+
+if TYPE_CHECKING:  # who reads a probe from a file does without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from losskernel.errors import DataError
 
@@ -353,6 +352,8 @@ class MirroredRanks:
 
 def _unit_ranks(similarity: ArrayLike, name: str) -> NDArray[np.float64]:
     """(pairs,) ranks of the pairs i < j, row by row, less their mean and scaled to norm 1."""
+    from scipy.stats import rankdata  # here, as it is slow to import
+
     similarity = np.asarray(similarity, dtype=np.float64)
     if similarity.ndim != 2 or len(set(similarity.shape)) != 1 or len(similarity) < 3:
         raise DataError(f"{name} has shape {similarity.shape}; (n, n) with n >= 3 is needed")

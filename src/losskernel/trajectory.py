@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from losskernel.errors import DataError
 from losskernel.geometry import kernel_distances, nearest_neighbors
@@ -47,6 +46,8 @@ class Ranking:
             labels: ``(input,)``.
             k: neighbors an input.
         """
+        from scipy.stats import rankdata  # here, as it is slow to import
+
         similarity, labels = np.asarray(similarity), np.asarray(labels)
         neighbors, _ = nearest_neighbors(kernel_distances(similarity), k, exclude_labels=labels)
         first, second = np.triu_indices(len(labels), 1)

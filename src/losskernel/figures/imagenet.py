@@ -442,9 +442,8 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
     for control in several:
         for kernel, rows in kept[kept.control == control].groupby("kernel", sort=False):
             style = STYLES[kernel] | {"linestyle": "--" if "untrained" in control else "-"}
-            axes[0].plot(
-                rows.k, rows.value, label=f"{CONTROLS[control]}, {kernel}", markersize=4, **style
-            )
+            network = CONTROLS[control].partition(",")[0]
+            axes[0].plot(rows.k, rows.value, label=f"{network}, {kernel}", markersize=4, **style)
         band = axes[0].fill_between(
             rows.k, rows.null_low, rows.null_high, color="black", alpha=0.15, lw=0
         )
@@ -454,10 +453,11 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
         xlabel="number of nearest neighbors k",
         ylabel="share of neighbors of equal label",
         title="Several images a class, none removed",
-        ylim=(0, None),
+        ylim=(0, 1.4),  # room for the legend
     )
+    axes[0].set_yticks(np.arange(0, 1.01, 0.2))
     log_axis(axes[0].xaxis, table.k.min(), table.k.max())
-    axes[0].legend(frameon=False, fontsize=6, loc="center right")
+    axes[0].legend(frameon=False, fontsize=6.5, loc="upper right")
     lifts = table[(table.statistic == "lift") & (table.value > 0)]
     ks = sorted(lifts.k.unique())
     k = 10 if 10 in ks else ks[-1]
