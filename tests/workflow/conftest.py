@@ -18,6 +18,6 @@ def copy(tmp_path_factory) -> Copy:
 def finished(tmp_path_factory) -> Copy:
     """A copy in which config/smoke.yaml has run from end to end."""
     repository = Copy(tmp_path_factory.mktemp("finished"))
-    status, said = repository.snakemake("all", *SMOKE)
+    status, said = repository.snakemake("all", *SMOKE, "--cores", "2")
     assert status == 0, said
     return repository
