@@ -140,8 +140,10 @@ class LossTrace:
         encoding = {
             name: packing for name, array in self.dataset.data_vars.items() if array.size > 1
         }
-        # Encoded in memory first: on a full disk the HDF5 library itself crashes the process.
-        encoded = self.dataset.to_netcdf(engine="h5netcdf", encoding=encoding)
+        # Encoded in memory first: on a full disk the HDF5 library itself crashes the process. Then
+        # copied: the view on a buffer that xarray returns crashes Python 3.12.1 if it is collected
+        # as garbage, as it is after an error.
+        encoded = bytes(self.dataset.to_netcdf(engine="h5netcdf", encoding=encoding))
         with atomic_path(path) as temporary:
             temporary.write_bytes(encoded)
 
