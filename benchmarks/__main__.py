@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from benchmarks.harness import RESULTS, page
+
 NAMES = ("devinterp_sampler", "inception_evaluation", "kernel_neighbors", "linear_limit")
 
 options = [argument for argument in sys.argv[1:] if argument not in NAMES]
@@ -12,5 +14,6 @@ failed = [
     for name in chosen
     if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options]).returncode
 ]
+(RESULTS / "README.md").write_text(page())
 if failed:
     sys.exit(f"failed: {', '.join(failed)}")

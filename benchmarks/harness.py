@@ -105,15 +105,37 @@ def report(name: str, result: dict, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     result = {"benchmark": name, "machine": machine(), **result}
     (output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    rows = result["rows"]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [columns] + [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    cells = _cells(result["rows"])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     print(f"\n{name}")
     for row in cells:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
     for note in result["notes"]:
         print(f"  - {note}")
+
+
+def page(folder: Path = RESULTS) -> str:
+    """All results in a folder as Markdown: a table each, its notes and the machine."""
+    parts = ["# Results of the benchmarks", "", "Made by `make bench` from the files beside it."]
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text())
+        machine = result["machine"]
+        load = machine["load_1_5_15_minutes"][0]
+        head, *rest = _cells(result["rows"])
+        lines = ["| " + " | ".join(row) + " |" for row in (head, ["-"] * len(head), *rest)]
+        parts += ["", f"## {result['benchmark']}", "", *lines, ""]
+        parts += [f"- {note}" for note in result["notes"]]
+        parts.append(
+            f"- on {machine['gpu'] or machine['cpu']}, {machine['cores']} cores, load {load} at "
+            f"the end; PyTorch {machine['torch']}, NumPy {machine['numpy']}"
+        )
+    return "\n".join(parts) + "\n"
+
+
+def _cells(rows: list[dict]) -> list[list[str]]:
+    """A head and a line a row, of all columns that a row has."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return [columns] + [[_cell(row.get(column)) for column in columns] for row in rows]
 
 
 def _cell(value) -> str:

@@ -94,3 +94,11 @@ def test_all_are_run_each_in_a_process_and_one_that_fails_is_named(monkeypatch):
     commands.clear()
     runpy.run_module("benchmarks", run_name="__main__")
     assert commands == [["-m", "benchmarks.linear_limit", "--draws", "3"]]
+
+
+def test_the_page_of_results_is_that_of_the_files(benchmarks):
+    folder = ROOT / "benchmarks" / "results"
+    page = benchmarks("harness").page(folder)
+    assert (folder / "README.md").read_text() == page
+    for name in NAMES:
+        assert f"\n## {name}\n" in page
