@@ -53,7 +53,7 @@ def losses(shown: set[int], rng) -> np.ndarray:
 
 
 def write(folder, network: str, step: int, shown: set[int], names=None, weights=None):
-    rng = np.random.default_rng([step, network.startswith("shuffled")])
+    rng = np.random.default_rng([step, network.startswith("shuffled"), network == "2"])
     coordinates = {"wnid": np.array(WNIDS), "name": np.array(names or WNIDS)}
     values = losses(shown, rng)
     features = values[0].T - values[0].T.mean(axis=1, keepdims=True)
@@ -202,9 +202,8 @@ def test_the_verdict_is_the_datas(tmp_path, spearman, p, error, words):
     row = {"network": "1", "kernel": SAMPLED["fixed"]}
     row["statistic"] = "conditional_auc"
     row |= {"from": "chance", "depths": 2, "spearman": spearman, "p": p}
-    pd.DataFrame([row | {"error_draws": error, "error_classes": 0.0}]).to_csv(
-        tmp_path / "order.csv", index=False
-    )
+    row |= {"error_draws": error, "error_classes": 0.0, "error_networks": np.nan}
+    pd.DataFrame([row]).to_csv(tmp_path / "order.csv", index=False)
     metric = {"network": "1", "step": 5, "kernel": "network", "statistic": "top1", "value": 0.2}
     pd.DataFrame([metric]).to_csv(tmp_path / "metrics.csv", index=False)
     files = tmp_path / "order.csv", tmp_path / "metrics.csv"
@@ -216,13 +215,23 @@ def test_several_networks_have_a_mean_and_a_spread(tmp_path):
     for network in ("1", "2"):
         for at, step in enumerate(STEPS):
             write(tmp_path, network, step, set(range(1, at + 1)) - {LEVELS})
-    _, _, order = analyze(tmp_path, "1", "2")
+    metrics, _, order = analyze(tmp_path, "1", "2")
     assert set(order["network"]) == {"1", "2", analysis.ALL}
+    rows = metrics[metrics["statistic"] == "auc"].set_index(["kernel", "step", "depth", "network"])
+    one, two, mean = (
+        rows.loc[(SAMPLED["fixed"], STEPS[-1], 3, network)] for network in ("1", "2", "all")
+    )
+    assert mean["value"] == pytest.approx((one["value"] + two["value"]) / 2)
+    # The standard error of a mean of two: half of their difference.
+    assert mean["error_networks"] == pytest.approx(abs(one["value"] - two["value"]) / 2)
+    assert np.isnan(one["error_networks"])
     analysis.claims(
         tmp_path / "order.csv", tmp_path / "metrics.csv", SETTINGS, tmp_path / "claims.csv"
     )
     row = pd.read_csv(tmp_path / "claims.csv").iloc[0]
-    assert row["n"] == 2 and "spread: sd over networks" in row["setting"]
+    assert row["n"] == 2
+    assert "spread: jackknife over draws and classes and networks" in row["setting"]
+    assert "; the networks alone +1.00, +1.00; beside it" in row["verdict"]
 
 
 def test_files_that_do_not_belong_together(tmp_path):

@@ -24,6 +24,7 @@ from losskernel.trend import rank_trend, rank_trend_p
 FEWEST_DEPTHS = 4  # of which an order is told
 ALL = "all"  # the mean over networks
 SHUFFLED = "shuffled"  # how the names of networks with permuted labels begin
+ERRORS = ("draws", "classes", "networks")  # by what is left out
 _CURVE = ["kernel", "statistic", "from"]  # what tells the curves of a network apart
 
 
@@ -36,11 +37,13 @@ def analyze(
 ) -> None:
     """Agreement with the hierarchy at every checkpoint, when each depth appears, and in what order.
 
-    Tables: ``output`` one number a row (network, kernel, step, statistic, depth) with its errors
-    and the middle 95 % of a null of permuted classes; ``output_crossings`` the step at which each
-    depth crosses half of its final value; ``output_order`` the rank correlation of depth and that
-    step, of the depths whose final value is above 97.5 % of the null. Half of the final value is
-    counted from ``chance``, or from the value at ``initialization``.
+    Of every network, and of the mean curves of those with true labels. Tables: ``output`` one
+    number a row (network, kernel, step, statistic, depth) with its errors and the middle 95 % of a
+    null of permuted classes; ``output_crossings`` the step at which each depth crosses half of its
+    final value; ``output_order`` the rank correlation of depth and that step, of the depths whose
+    final value is above 97.5 % of the null. Half of the final value is counted from ``chance``, or
+    from the value at ``initialization``. Errors are by jackknife: over blocks of draws, groups of
+    classes, and networks.
 
     Raises:
         TraceError: the networks were measured on other inputs, or at other depths.
@@ -58,9 +61,12 @@ def analyze(
             )
     by_key = {(one.network, name): curve for one in networks for name, curve in one.curves.items()}
     rows = [fact for one in networks for fact in one.facts]
-    rows += [row for key, curve in by_key.items() for row in _rows(*key, curve, first.depths)]
+    trained = _with_mean(by_key)
+    rows += [
+        row for key, curve in (by_key | trained).items() for row in _rows(*key, curve, first.depths)
+    ]
     _write(pd.DataFrame(rows), output)
-    crossings, order = _orders(_with_mean(by_key), first.depths, settings["seed"])
+    crossings, order = _orders(trained, first.depths, settings["seed"])
     _write(crossings, output_crossings)
     _write(order, output_order)
 
@@ -76,9 +82,11 @@ def _rows(network: str, name: str, curve: Curves, depths: Sequence[int]) -> list
     rows = []
     for statistic in STATISTICS:
         for at, step in enumerate(curve.steps):
-            blocks = len(curve.draws[statistic][at])
-            draws = np.reshape(curve.draws[statistic][at], (blocks, len(depths)))
-            errors = _jackknife(draws), _jackknife(np.array(curve.classes[statistic][at]))
+            errors = {}
+            for part in ERRORS:
+                stored = getattr(curve, part)[statistic]
+                blocks = stored[at] if stored else []
+                errors[part] = _jackknife(np.reshape(blocks, (len(blocks), len(depths))))
             for i, depth in enumerate(depths):
                 rows.append(
                     {
@@ -88,8 +96,7 @@ def _rows(network: str, name: str, curve: Curves, depths: Sequence[int]) -> list
                         "statistic": statistic,
                         "value": curve.values[statistic][at][i],
                         "depth": depth,
-                        "error_draws": errors[0][i],
-                        "error_classes": errors[1][i],
+                        **{f"error_{part}": error[i] for part, error in errors.items()},
                         "null_low": curve.low[statistic][at][i],
                         "null_high": curve.high[statistic][at][i],
                     }
@@ -98,7 +105,10 @@ def _rows(network: str, name: str, curve: Curves, depths: Sequence[int]) -> list
 
 
 def _with_mean(curves: dict[tuple[str, str], Curves]) -> dict[tuple[str, str], Curves]:
-    """The curves of networks with true labels, and their mean where there are several networks."""
+    """The curves of networks with true labels, and their mean where there are several networks.
+
+    The mean's null is the mean of theirs, which is wider than its own would be.
+    """
     trained = {key: c for key, c in curves.items() if not key[0].startswith(SHUFFLED)}
     kernels = list(dict.fromkeys(name for _, name in trained))
     for name in kernels:
@@ -111,8 +121,18 @@ def _with_mean(curves: dict[tuple[str, str], Curves]) -> dict[tuple[str, str], C
                 }
                 for part in PARTS
             }
-            trained[ALL, name] = Curves(own[0].steps, **mean)
+            trained[ALL, name] = Curves(own[0].steps, **mean, networks=_left_out(own))
     return trained
+
+
+def _left_out(curves: list[Curves]) -> dict[str, list]:
+    """By statistic, (step, network, depth): means of all curves but one."""
+    found = {}
+    for statistic in STATISTICS:
+        values = np.array([curve.values[statistic] for curve in curves])
+        means = (values.sum(axis=0) - values) / (len(values) - 1)
+        found[statistic] = list(np.swapaxes(means, 0, 1))
+    return found
 
 
 def _orders(
@@ -156,10 +176,7 @@ class _Crossings:
             )
 
         values = np.array(curve.values[statistic])
-        replicates = {
-            "draws": np.array(curve.draws[statistic]),
-            "classes": np.array(curve.classes[statistic]),
-        }
+        replicates = {part: np.array(getattr(curve, part)[statistic]) for part in ERRORS}
         return cls(
             crossings(values),
             values[-1] > np.array(curve.high[statistic])[-1],
@@ -174,7 +191,7 @@ class _Crossings:
     def rows(self, depths: Sequence[int]) -> list[dict]:
         """The errors are of ``log(1 + step)``."""
         columns = {"depth": depths, "step": self.steps, "resolved": self.resolved}
-        for part in ("draws", "classes"):
+        for part in ERRORS:
             missing = np.full((1, len(depths)), np.nan)
             errors = _jackknife(np.log1p(self.replicates.get(part, missing)))
             columns[f"log_error_{part}"] = errors
@@ -184,7 +201,7 @@ class _Crossings:
         """Rank correlation of depth and step over the resolved depths, with p and errors."""
         used = self.resolved & np.isfinite(self.steps)
         row = {"depths": int(used.sum()), "spearman": np.nan, "p": np.nan}
-        row |= {"error_draws": np.nan, "error_classes": np.nan}
+        row |= {f"error_{part}": np.nan for part in ERRORS}
         if used.sum() < FEWEST_DEPTHS:
             return row
         row |= {"spearman": _trend(self.steps[used]), "p": rank_trend_p(self.steps[used], seed)}
@@ -216,14 +233,12 @@ def claims(order: Path, metrics: Path, settings: dict, output: Path) -> None:
     of_network = table[table["network"] == network].set_index(_CURVE)
     name = SAMPLED[headline["rule"]]
     row = of_network.loc[(name, headline["statistic"], headline["from"])]
-    error = float(np.hypot(*row[["error_draws", "error_classes"]].fillna(0)))
-    spread = "jackknife over draws and classes"
-    alone = table[table["network"] != ALL]
-    networks = alone["network"].nunique()
-    if networks > 1:
-        same = (alone[key] == value for key, value in zip(_CURVE, row.name, strict=True))
-        error = float(alone[np.logical_and.reduce([*same])]["spearman"].std(ddof=1))
-        spread = "sd over networks"
+    errors = row[[f"error_{part}" for part in ERRORS]].astype(float).dropna()
+    error = float(np.linalg.norm(errors))
+    spread = f"jackknife over {' and '.join(part.removeprefix('error_') for part in errors.index)}"
+    alone = table[table["network"] != ALL].set_index(["network", *_CURVE])["spearman"]
+    each = [alone.get((one, *row.name), np.nan) for one in alone.index.unique("network")]
+    networks = len(each)
     top1 = numbers[(numbers["kernel"] == "network") & (numbers["statistic"] == "top1")]
     top1 = top1[~top1["network"].astype(str).str.startswith(SHUFFLED)]
     reached = top1[top1["step"] == top1["step"].max()]["value"].mean()
@@ -236,6 +251,9 @@ def claims(order: Path, metrics: Path, settings: dict, output: Path) -> None:
         and (kernel, statistic) != (name, headline["statistic"])
     )
     beside = f"; beside it: {others}" if others else ""
+    if networks > 1:
+        each = ", ".join(f"{value:+.2f}" if np.isfinite(value) else "not told" for value in each)
+        beside = f"; the networks alone {each}" + beside
     setting = (
         f"Tiny ImageNet, validation top-1 {reached:.1%}, {networks} network(s), {steps} "
         f"checkpoints; {name}, {headline['statistic']} from {headline['from']}, "

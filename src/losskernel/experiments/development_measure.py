@@ -45,6 +45,7 @@ class Curves:
         values: by statistic.
         draws, classes: jackknife replicates by statistic, (step, block, depth); no blocks where a
             kernel has no draws.
+        networks: the same of a mean over networks, one left out at a time; else no blocks.
         low, high: by statistic, the middle 95 % of the null.
     """
 
@@ -52,6 +53,7 @@ class Curves:
     values: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
     draws: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
     classes: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
+    networks: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
     low: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
     high: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
 

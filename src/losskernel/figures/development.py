@@ -11,6 +11,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axis import Axis
 
 from losskernel.data.arithmetic import ADDITION, DIVISION
+from losskernel.experiments.development_analysis import ALL, SHUFFLED
 from losskernel.figures.style import (
     BLUE,
     GRAY,
@@ -38,7 +39,10 @@ BETWEEN, PAUSE = 6, 8  # frames of the animation between two checkpoints, and at
 def trajectory(
     metrics: Path, crossings: Path, order: Path, arrays: Path, output: Path, output_png: Path
 ) -> None:
-    """Maps in a row; below, lift by depth along training, crossing steps, CKA of checkpoints."""
+    """Maps in a row; below, lift by depth along training, crossing steps, CKA of checkpoints.
+
+    Maps and CKA are of one network, the rest of the mean over networks, if there are several.
+    """
     apply_style()
     with np.load(arrays) as stored:
         data = dict(stored)
@@ -61,13 +65,15 @@ def trajectory(
     bar.set_ticks([where[i] for i in far], labels=names, fontsize=6)
     bar.set_label("place in the WordNet hierarchy")
     table = pd.read_csv(metrics, dtype={"network": str})
-    network = table["network"].iloc[0]
+    network = ALL if (table["network"] == ALL).any() else table["network"].iloc[0]
     lifts = table[(table["statistic"] == "lift") & (table["network"] == network)]
     top = lifts["value"].max() * 1.1
     for axis, name in zip(axes[1], [*list(STYLES)[:2], "feature cosine"], strict=False):
         _lift(axis, lifts[lifts["kernel"] == name], steps)
         axis.set(title=name, ylim=(min(0.8, lifts["value"].min()), top))
-    axes[1, 0].set_ylabel("taxonomic lift (1 = chance)")
+    own = [one for one in table["network"].unique() if not one.startswith((ALL, SHUFFLED))]
+    of = f"mean of {len(own)} networks" if network == ALL else "one network"
+    axes[1, 0].set_ylabel(f"taxonomic lift (1 = chance), {of}")
     axes[1, 0].legend(title="hypernym depth", frameon=False, fontsize="x-small", ncols=2)
     _crossings(axes[1, 3], crossings, order, network, "lift", steps)
     _crossings(axes[1, 4], crossings, order, network, "conditional_auc", steps)
@@ -101,7 +107,7 @@ def _lift(axis, rows: pd.DataFrame, steps: np.ndarray) -> None:
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(depths)))
     for depth, color in zip(depths, colors, strict=True):
         curve = rows[rows["depth"] == depth].sort_values("step")
-        error = np.hypot(curve["error_draws"].fillna(0), curve["error_classes"].fillna(0))
+        error = _error(curve, "error_")
         axis.errorbar(
             curve["step"],
             curve["value"],
@@ -120,6 +126,12 @@ def _lift(axis, rows: pd.DataFrame, steps: np.ndarray) -> None:
     axis.set_xlabel("training step (0 = initialization)")
 
 
+def _error(rows: pd.DataFrame, prefix: str) -> pd.Series:
+    """All kinds of standard error of a row in one; a kind that is not known counts as none."""
+    kinds = [column for column in rows if column.startswith(prefix)]
+    return np.sqrt((rows[kinds].fillna(0) ** 2).sum(axis=1))
+
+
 def _crossings(
     axis, crossings: Path, order: Path, network: str, statistic: str, steps: np.ndarray
 ) -> None:
@@ -133,7 +145,7 @@ def _crossings(
         own = table[(table["kernel"] == name) & np.isfinite(table["step"])]
         for resolved, alpha in ((True, 1.0), (False, 0.25)):
             part = own[own["resolved"] == resolved]
-            error = np.hypot(part["log_error_draws"].fillna(0), part["log_error_classes"].fillna(0))
+            error = _error(part, "log_error_")
             low, high = (np.expm1(np.log1p(part["step"]) + sign * error) for sign in (-1, 1))
             axis.errorbar(
                 part["depth"] + 0.12 * (shift - 1.5),
