@@ -217,7 +217,8 @@ sample_losses(torch.nn.Linear(5, 3), data, Probe(1, 1, 1e-3), loss=loss, chains=
     finally:
         parent.kill()
         parent.wait()
-    wait_for(lambda: [pid for pid in started if not Path(f"/proc/{pid}").exists()], 2)
+    ended = wait_for(lambda: [pid for pid in started if not Path(f"/proc/{pid}").exists()], 2)
+    assert ended == started
     with open(tmp_path / "j" / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
