@@ -258,6 +258,16 @@ def test_networks_measured_on_other_inputs_are_not_compared(tmp_path):
         analyze(tmp_path, "1", "2")
 
 
+def test_networks_measured_with_other_settings_are_not_compared(tmp_path):
+    for network in "12":
+        write(tmp_path, network, 0, {1})
+    curves = [measured(tmp_path, "1"), measured(tmp_path, "2", neighbors=4)]
+    outputs = [tmp_path / name for name in ("metrics.csv", "crossings.csv", "order.csv")]
+    with pytest.raises(TraceError, match="network 2: measured with neighbors = 4, not 3 as 1"):
+        analysis.analyze(curves, SETTINGS, *outputs)
+    assert not any(path.exists() for path in outputs)
+
+
 def test_a_file_of_something_else_is_named(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"no archive")
     np.savez(tmp_path / "b.npz", steps=[1])

@@ -46,7 +46,7 @@ def analyze(
     classes, and networks.
 
     Raises:
-        TraceError: the networks were measured on other inputs, or at other depths.
+        TraceError: the networks were measured with other settings or on other inputs.
     """
     networks = sorted(
         (Measured.load(path) for path in curves),
@@ -54,6 +54,16 @@ def analyze(
     )
     first = networks[0]
     for other in networks:
+        differing = [
+            f"{key} = {other.settings.get(key)}, not {first.settings.get(key)}"
+            for key in sorted(other.settings.keys() | first.settings.keys())
+            if other.settings.get(key) != first.settings.get(key)
+        ]
+        if differing:
+            raise TraceError(
+                f"network {other.network}: measured with {differing[0]} as {first.network}; "
+                "measure both alike (with tracked curves alone, leave it out of training_seeds)"
+            )
         if other.depths != first.depths or not np.array_equal(other.inputs, first.inputs):
             raise TraceError(
                 f"network {other.network}: other probe inputs or depths than those of "

@@ -65,6 +65,7 @@ class Measured:
     Attributes:
         network: its name.
         inputs: names of the probe inputs, ``(input,)``.
+        settings: that it was measured with.
         depths: of the hierarchy.
         curves: by kernel.
         facts: rows of what is known of a checkpoint beside its curves.
@@ -72,6 +73,7 @@ class Measured:
 
     network: str
     inputs: np.ndarray
+    settings: dict
     depths: list[int]
     curves: dict[str, Curves]
     facts: list[dict]
@@ -86,6 +88,7 @@ class Measured:
         }
         about = {
             "network": self.network,
+            "settings": self.settings,
             "depths": self.depths,
             "kernels": list(self.curves),
             "steps": next(iter(self.curves.values())).steps,
@@ -114,13 +117,13 @@ class Measured:
                     )
                     for name in about["kernels"]
                 }
-                inputs = stored["inputs"]
+                known = about["network"], stored["inputs"], about["settings"], about["depths"]
+                return cls(*known, curves, about["facts"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise TraceError(
                 f"{path}: not the measured curves of a network ({error}); delete it and measure "
                 "again"
             ) from error
-        return cls(about["network"], inputs, about["depths"], curves, about["facts"])
 
 
 def measure(
@@ -140,9 +143,8 @@ def measure(
     present, own = np.unique(labels, return_inverse=True)
     depth = tree.lowest_common_hypernym_depth[np.ix_(present, present)]
     depths = _depths(depth, settings["class_pairs"])
-    found = Measured(
-        checkpoints[0].network, checkpoints[0].traces["fixed"].coordinate("name"), depths, {}, []
-    )
+    names = checkpoints[0].traces["fixed"].coordinate("name")
+    found = Measured(checkpoints[0].network, names, settings, depths, {}, [])
     for checkpoint in bar(checkpoints, "checkpoints", unit="checkpoint"):
         kernels, facts = checkpoint.kernels(settings["seed"])
         found.facts += facts
