@@ -179,9 +179,13 @@ def test_similar_checkpoints_and_maps(found):
     assert arrays["maps"].shape == (2, len(STEPS), len(WNIDS), 2)
 
 
+def claimed_from(folder):
+    return [folder / f"{name}.csv" for name in ("order", "crossings", "metrics")]
+
+
 def test_the_claim(found):
     folder = found[0]
-    analysis.claims(folder / "order.csv", folder / "metrics.csv", SETTINGS, folder / "claims.csv")
+    analysis.claims(*claimed_from(folder), SETTINGS, folder / "claims.csv")
     row = pd.read_csv(folder / "claims.csv").set_index("id").loc["development.coarse_to_fine"]
     assert row["reproduced"] == pytest.approx(1) and row["n"] == 1 and np.isfinite(row["spread"])
     assert row["verdict"].startswith("holds at this scale: permutation p = 0.017")
@@ -204,11 +208,18 @@ def test_the_verdict_is_the_datas(tmp_path, spearman, p, error, words):
     row |= {"from": "chance", "depths": 2, "spearman": spearman, "p": p}
     row |= {"error_draws": error, "error_classes": 0.0, "error_networks": np.nan}
     pd.DataFrame([row]).to_csv(tmp_path / "order.csv", index=False)
-    metric = {"network": "1", "step": 5, "kernel": "network", "statistic": "top1", "value": 0.2}
-    pd.DataFrame([metric]).to_csv(tmp_path / "metrics.csv", index=False)
-    files = tmp_path / "order.csv", tmp_path / "metrics.csv"
-    analysis.claims(*files, SETTINGS, tmp_path / "claims.csv")
-    assert pd.read_csv(tmp_path / "claims.csv")["verdict"][0].startswith(words)
+    curve = {name: row[name] for name in ("network", "kernel", "statistic", "from")}
+    crossings = pd.DataFrame({"depth": [1, 2, 3, 4], "step": [6, 30, 60, 70], "resolved": True})
+    crossings.loc[3, "resolved"] = False
+    crossings.assign(**curve).to_csv(tmp_path / "crossings.csv", index=False)
+    metric = {"network": "1", "kernel": "network", "statistic": "top1", "value": 0.2}
+    pd.DataFrame({"step": [5, 50, 500]}).assign(**metric).to_csv(
+        tmp_path / "metrics.csv", index=False
+    )
+    analysis.claims(*claimed_from(tmp_path), SETTINGS, tmp_path / "claims.csv")
+    verdict = pd.read_csv(tmp_path / "claims.csv")["verdict"][0]
+    assert verdict.startswith(words)
+    assert "; 2 of 3 depths cross between the checkpoints at steps 5 and 50" in verdict
 
 
 def test_several_networks_have_a_mean_and_a_spread(tmp_path):
@@ -225,9 +236,7 @@ def test_several_networks_have_a_mean_and_a_spread(tmp_path):
     # The standard error of a mean of two: half of their difference.
     assert mean["error_networks"] == pytest.approx(abs(one["value"] - two["value"]) / 2)
     assert np.isnan(one["error_networks"])
-    analysis.claims(
-        tmp_path / "order.csv", tmp_path / "metrics.csv", SETTINGS, tmp_path / "claims.csv"
-    )
+    analysis.claims(*claimed_from(tmp_path), SETTINGS, tmp_path / "claims.csv")
     row = pd.read_csv(tmp_path / "claims.csv").iloc[0]
     assert row["n"] == 2
     assert "spread: jackknife over draws and classes and networks" in row["setting"]

@@ -308,6 +308,23 @@ def test_claims_say_what_the_statistics_and_regions_say(run, statistics, tmp_pat
     assert holds == (cell.value > cell.null_high)
 
 
+def test_the_claim_of_neighbors_tells_of_opposed_inputs(run, statistics, tmp_path):
+    opposed = statistics[(statistics.statistic == "opposed_lift") & (statistics.depth == 4)]
+    k = int(opposed.k.iloc[0])
+    semantic_reports.leaders(run / "statistics.csv", tmp_path / "l.csv", tmp_path / "l.md")
+    semantic_reports.claims(
+        run / "analysis.npz",
+        run / "statistics.csv",
+        run / "regions.csv",
+        tmp_path / "l.csv",
+        ANALYSIS | {"claim_neighbors": k},
+        tmp_path / "claims.csv",
+    )
+    verdict = pd.read_csv(tmp_path / "claims.csv").set_index("id").verdict["imagenet.lift"]
+    value = opposed.set_index("kernel").value["loss kernel"]
+    assert f"; of the most opposed inputs {value:.2f} (" in verdict
+
+
 @pytest.fixture(scope="module")
 def controlled(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("controls")

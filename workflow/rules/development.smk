@@ -413,6 +413,7 @@ rule development_claims:
     """What the trajectory says of the paper's claim."""
     input:
         order=rules.development_analyze.output.order,
+        crossings=rules.development_analyze.output.crossings,
         metrics=rules.development_analyze.output.metrics,
         code=code("experiments.development_analysis.claims"),
     output:
@@ -431,7 +432,8 @@ rule development_claims:
         settings=settings("development.tiny_imagenet.analysis", "headline"),
     shell:
         "losskernel development-analysis claims --settings {params.settings:q} "
-        "--order {input.order} --metrics {input.metrics} --output {output} 2> {log}"
+        "--order {input.order} --crossings {input.crossings} --metrics {input.metrics} "
+        "--output {output} 2> {log}"
 
 
 rule figure_development:

@@ -235,7 +235,7 @@ def _write(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(temporary, index=False)
 
 
-def claims(order: Path, metrics: Path, settings: dict, output: Path) -> None:
+def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: Path) -> None:
     """What the trajectory says of the paper's claim, for the comparison."""
     table, numbers = pd.read_csv(order, dtype={"network": str}), pd.read_csv(metrics)
     headline = settings["headline"]
@@ -252,7 +252,7 @@ def claims(order: Path, metrics: Path, settings: dict, output: Path) -> None:
     top1 = numbers[(numbers["kernel"] == "network") & (numbers["statistic"] == "top1")]
     top1 = top1[~top1["network"].astype(str).str.startswith(SHUFFLED)]
     reached = top1[top1["step"] == top1["step"].max()]["value"].mean()
-    steps = top1["step"].nunique()
+    steps = np.sort(top1["step"].unique())
     orders = of_network.xs(headline["from"], level="from")["spearman"].dropna()
     others = ", ".join(
         f"{kernel} by {statistic.replace('_', ' ')} {value:+.2f}"
@@ -261,11 +261,15 @@ def claims(order: Path, metrics: Path, settings: dict, output: Path) -> None:
         and (kernel, statistic) != (name, headline["statistic"])
     )
     beside = f"; beside it: {others}" if others else ""
+    crossed = pd.read_csv(crossings, dtype={"network": str})
+    crossed = crossed[crossed["resolved"] & (crossed["network"] == network)].set_index(_CURVE)
+    if row.name in crossed.index:
+        beside = _crowded(crossed.loc[[row.name], "step"].dropna(), steps) + beside
     if networks > 1:
         each = ", ".join(f"{value:+.2f}" if np.isfinite(value) else "not told" for value in each)
         beside = f"; the networks alone {each}" + beside
     setting = (
-        f"Tiny ImageNet, validation top-1 {reached:.1%}, {networks} network(s), {steps} "
+        f"Tiny ImageNet, validation top-1 {reached:.1%}, {networks} network(s), {len(steps)} "
         f"checkpoints; {name}, {headline['statistic']} from {headline['from']}, "
         f"{int(row['depths'])} depths above shuffled classes; spread: {spread}"
     )
@@ -280,6 +284,20 @@ def claims(order: Path, metrics: Path, settings: dict, output: Path) -> None:
             )
         },
         output,
+    )
+
+
+def _crowded(crossings: pd.Series, steps: np.ndarray) -> str:
+    """How many depths cross between the same two checkpoints, where interpolation orders them."""
+    if crossings.empty:
+        return ""
+    places, counts = np.unique(np.searchsorted(steps, crossings), return_counts=True)
+    most = places[counts.argmax()]
+    if not 0 < most < len(steps) or counts.max() < 2:
+        return ""
+    return (
+        f"; {counts.max()} of {len(crossings)} depths cross between the checkpoints at steps "
+        f"{steps[most - 1]} and {steps[most]}, ordered by interpolation alone"
     )
 
 

@@ -215,6 +215,9 @@ def claims(
     draws = run["chains"] * run["draws"]
     cell = table[(table.statistic == "lift") & (table.k == k) & (table.depth == depth)]
     cell = cell.set_index("kernel")
+    opposed = table[
+        (table.statistic == "opposed_lift") & (table.k == k) & (table.depth == depth)
+    ].set_index("kernel")
     ranks = found.loc["spearman_wu_palmer"]
     magnitude = found.loc["spearman_magnitude_wu_palmer"]
     region = where[where.kernel == SAMPLED]
@@ -232,7 +235,7 @@ def claims(
                 draws,
                 f"k={k}, depth {depth}; {scale}; spread: jackknife over draws",
                 f"{_holds(cell.loc[SAMPLED])} at this scale: 97.5 % of shuffled labels below "
-                f"{cell.null_high[SAMPLED]:.2f}; beside it: {_beside(cell, '.2f')}; concentrated "
+                f"{cell.null_high[SAMPLED]:.2f}; beside it: {_beside(cell, '.2f')}{_of_opposed(opposed)}; concentrated "
                 f"regions (above null): {len(dense)} of {len(region)}"
                 f"{' (' + ', '.join(dense) + ')' if len(dense) else ''}; of {len(best)} statistics "
                 f"the highest value is that of: {led}",
@@ -272,6 +275,16 @@ def _judged_with_limit(cells: pd.DataFrame) -> str:
 
 def _holds(cell: pd.Series) -> str:
     return "holds" if cell.value > cell.null_high else "not resolved"
+
+
+def _of_opposed(cells: pd.DataFrame) -> str:
+    """The same of the inputs with the most negative R, which do not fluctuate together."""
+    if SAMPLED not in cells.index:
+        return ""
+    return (
+        f"; of the most opposed inputs {cells.value[SAMPLED]:.2f} "
+        f"(± {cells.standard_error[SAMPLED]:.2f}), {_beside(cells, '.2f')}"
+    )
 
 
 def _beside(cells: pd.DataFrame, form: str) -> str:
