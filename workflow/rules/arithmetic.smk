@@ -246,7 +246,7 @@ rule arithmetic_search_setup:
 
 
 rule arithmetic_search:
-    """The whole search, about an hour: `snakemake arithmetic_search` replaces the tracked table."""
+    """The whole search, beside the tracked table, which `arithmetic.search.run: true` replaces."""
     input:
         rows=expand(
             rules.arithmetic_search_setup.output,

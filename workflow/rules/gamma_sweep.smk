@@ -130,6 +130,7 @@ rule gamma_sweep_join:
     resources:
         mem_mb=3000,
         runtime=120,
+        gpu=gpus(sweep["sampling"]) if sweep["limit"] else 0,  # as imagenet_join
     params:
         journals=lambda wildcards: expand(
             rules.gamma_sweep_sample.params.journal,

@@ -104,6 +104,7 @@ if imagenet["limit"]:
         resources:
             mem_mb=MODEL_MEMORY,
             runtime=240,
+            gpu=gpus(imagenet["sampling"]),
         params:
             settings=settings(
                 "imagenet", *LOADING, "sampling", image_folder=IMAGES, seed=config["seed"]
@@ -151,6 +152,8 @@ rule imagenet_join:
     resources:
         mem_mb=5000,
         runtime=240,
+        # The noise of a chain that a GPU sampled can be drawn again on one only.
+        gpu=gpus(imagenet["sampling"]) if imagenet["limit"] else 0,
     params:
         journals=expand(rules.imagenet_sample.params.journal, chain=CHAINS),
         gradients=lambda wildcards, input: (

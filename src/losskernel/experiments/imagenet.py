@@ -95,8 +95,13 @@ def sample(settings: dict, chain: int, journal: Path, output: Path) -> None:
 def gradients(settings: dict, output: Path) -> None:
     """Loss gradient of every image at the published weights: 2 bytes an image and parameter."""
     classifier, _, data = _load(settings)
+    sampling = settings["sampling"]
     per_sample_gradients(
-        classifier.model, data, output, parameters=settings["sampling"].get("parameters", "all")
+        classifier.model,
+        data,
+        output,
+        parameters=sampling.get("parameters", "all"),
+        device=sampling.get("device", "cpu"),
     )
 
 
