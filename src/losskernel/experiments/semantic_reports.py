@@ -235,8 +235,9 @@ def claims(
                 draws,
                 f"k={k}, depth {depth}; {scale}; spread: jackknife over draws",
                 f"{_holds(cell.loc[SAMPLED])} at this scale: 97.5 % of shuffled labels below "
-                f"{cell.null_high[SAMPLED]:.2f}; beside it: {_beside(cell, '.2f')}{_of_opposed(opposed)}; concentrated "
-                f"regions (above null): {len(dense)} of {len(region)}"
+                f"{cell.null_high[SAMPLED]:.2f}; beside it: {_beside(cell, '.2f')}"
+                f"{_of_opposed(opposed)}; concentrated regions (above null): {len(dense)} of "
+                f"{len(region)}"
                 f"{' (' + ', '.join(dense) + ')' if len(dense) else ''}; of {len(best)} statistics "
                 f"the highest value is that of: {led}",
             ),
