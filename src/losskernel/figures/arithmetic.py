@@ -38,7 +38,14 @@ def separation(kernel: Path, summary: Path, reported: Path, output: Path, output
     _matrix(axes[0, 0], data)
     _embedding(axes[0, 1], data)
     _distribution(axes[0, 2], data["R"], data["task"], "normalized kernel R", "R")
-    _distribution(axes[1, 0], data["K"], data["task"], "loss kernel K (nats²)", "K", asinh=True)
+    _distribution(
+        axes[1, 0],
+        np.abs(data["K"]),
+        data["task"],
+        "magnitude of the loss kernel (nats²)",
+        "|K|",
+        log=True,
+    )
     paper = pd.read_csv(reported).set_index("id").loc["arithmetic.auc", "reported"]
     _auc(axes[1, 1], pd.read_csv(summary), paper)
     _spread(axes[1, 2], data)
@@ -68,23 +75,14 @@ def _embedding(axis, data: dict) -> None:
 
 
 def _distribution(
-    axis, matrix: np.ndarray, task: np.ndarray, label: str, symbol: str, asinh: bool = False
+    axis, matrix: np.ndarray, task: np.ndarray, label: str, symbol: str, log: bool = False
 ) -> None:
+    """Histograms by kind of pair; the bins are equally wide on the axis, logarithmic or not."""
     blocks = pair_blocks(matrix, task)
-    everything = np.concatenate(list(blocks.values()))
-    low, high = np.quantile(everything, [0.001, 0.999])
-    if asinh:
-        scale = np.quantile(np.abs(blocks[KINDS["across tasks"]]), 0.5)
-        bound = np.arcsinh(max(-low, high) / scale)
-        edges = scale * np.sinh(np.linspace(-bound, bound, 120))
-        axis.set_xscale("asinh", linear_width=scale)
-        decades = np.arange(np.ceil(np.log10(5 * scale)), np.log10(scale * np.sinh(bound)))
-        powers = 10.0 ** decades[:: max(1, len(decades) // 3)]
-        ticks = [*-powers[::-1], 0, *powers]
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize="small")
-        axis.set_xticks([], minor=True)
-    else:
-        edges = np.linspace(low, high, 120)
+    low, high = np.quantile(np.concatenate(list(blocks.values())), [0.001, 0.999])
+    edges = np.geomspace(low, high, 120) if log else np.linspace(low, high, 120)
+    if log:
+        axis.set_xscale("log")
     for name, kind in KINDS.items():
         counts, _ = np.histogram(blocks[kind], edges)
         share = counts / len(blocks[kind])
@@ -135,16 +133,7 @@ def _spread(axis, data: dict) -> None:
     axis.bar(at, deviations, 0.6, color=colors, label="sd")
     axis.scatter(at, means, marker="D", s=22, color="black", zorder=3, label="mean")
     floor = float(data["noise_floor"])
-    axis.axhline(floor, color="black", linestyle="--", linewidth=0.8)
-    axis.text(
-        len(names) - 0.5,
-        floor,
-        "noise floor",
-        ha="right",
-        va="center",
-        fontsize=7,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-    )
+    axis.axhline(floor, color="black", linestyle="--", linewidth=0.8, label="noise floor")
     axis.axhline(0, color="black", linewidth=0.6)
     axis.set_xticks(at, [name.replace(" ", "\n") for name in names])
     axis.set(ylabel="R", title="Mean and sd of R over pairs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,6 +33,8 @@ STYLES = {
     "gradient cosine": (GREEN, "^"),
     "feature cosine": (ORANGE, "s"),
 }
+NAMED = {"lift": "lift", "conditional_auc": "conditional AUC"}
+LIFTED = ("loss kernel, fixed gamma", "loss kernel, fixed rise", "feature cosine")
 SHOWN_MAPS = 6
 BETWEEN, PAUSE = 6, 8  # frames of the animation between two checkpoints, and at each
 
@@ -47,38 +50,47 @@ def trajectory(
     with np.load(arrays) as stored:
         data = dict(stored)
     steps = data["steps"]
-    figure, axes = plt.subplots(2, SHOWN_MAPS, figsize=(20, 7.2))
+    figure = plt.figure(figsize=(12.5, 10.5))
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 3))
+    maps = above.subplots(1, SHOWN_MAPS)
+    lift_axes, order_axes = below.subplots(2, 3)
     chosen = np.unique(np.linspace(0, len(steps) - 1, SHOWN_MAPS).round().astype(int))
-    for axis in axes[0, len(chosen) :]:
+    for axis in maps[len(chosen) :]:
         axis.axis("off")
-    for axis, at in zip(axes[0], chosen, strict=False):
+    for axis, at in zip(maps, chosen, strict=False):
         points = _scatter(axis, data, data["maps"][0, at])
         axis.set_title(f"step {steps[at]} (top-1 {data['top1'][at]:.1%})")
-    axes[0, 0].set_ylabel(f"UMAP: {data['map_kernels'][0]}")
-    bar = figure.colorbar(points, ax=axes[0], shrink=0.95, pad=0.01)
+    maps[0].set_ylabel(f"UMAP: {data['map_kernels'][0]}")
+    bar = above.colorbar(points, ax=maps, shrink=0.95, pad=0.01)
     present = [g for g in np.unique(data["group"]) if data["group_names"][g] != OTHER_GROUP]
     where = [float(np.median(data["position"][data["group"] == g])) for g in present]
     order_along = np.argsort(where)
     # Names nearer than this would lie on each other.
-    far = order_along[np.diff(np.array(where)[order_along], prepend=-1) > 0.03]
+    far = order_along[np.diff(np.array(where)[order_along], prepend=-1) > 0.06]
     names = [str(data["group_names"][present[i]]) for i in far]
-    bar.set_ticks([where[i] for i in far], labels=names, fontsize=6)
-    bar.set_label("place in the WordNet hierarchy")
+    bar.set_ticks([where[i] for i in far], labels=names)
+    bar.set_label("place in the\nWordNet hierarchy")
     table = pd.read_csv(metrics, dtype={"network": str})
     network = ALL if (table["network"] == ALL).any() else table["network"].iloc[0]
     lifts = table[(table["statistic"] == "lift") & (table["network"] == network)]
-    top = lifts["value"].max() * 1.1
-    for axis, name in zip(axes[1], [*list(STYLES)[:2], "feature cosine"], strict=False):
+    lifts = lifts[lifts["kernel"].isin(LIFTED) & lifts["depth"].isin(_every_other(lifts["depth"]))]
+    top = (lifts["value"] + _error(lifts, "error_")).max() * 1.03
+    for axis, name in zip(lift_axes, LIFTED, strict=True):
         _lift(axis, lifts[lifts["kernel"] == name], steps)
         axis.set(title=name, ylim=(min(0.8, lifts["value"].min()), top))
     own = [one for one in table["network"].unique() if not one.startswith((ALL, SHUFFLED))]
     of = f"mean of {len(own)} networks" if network == ALL else "one network"
-    axes[1, 0].set_ylabel(f"taxonomic lift (1 = chance), {of}")
-    axes[1, 0].legend(title="hypernym depth", frameon=False, fontsize="x-small", ncols=2)
-    _crossings(axes[1, 3], crossings, order, network, "lift", steps)
-    _crossings(axes[1, 4], crossings, order, network, "conditional_auc", steps)
-    _similarity(figure, axes[1, 5], data)
+    lift_axes[0].set_ylabel(f"taxonomic lift (1 = chance),\n{of}, ± s.e.")
+    lift_axes[0].legend(title="hypernym depth", frameon=False, loc="upper left")
+    _crossings(order_axes[0], crossings, order, network, "lift", steps)
+    _crossings(order_axes[1], crossings, order, network, "conditional_auc", steps)
+    _similarity(below, order_axes[2], data)
     save_figure(figure, output, output_png)
+
+
+def _every_other(depths: pd.Series) -> np.ndarray:
+    """Every second depth, the deepest among them: more lines cannot be told apart."""
+    return np.sort(depths.unique())[::-2]
 
 
 def _scatter(axis, data: dict, points: np.ndarray):
@@ -105,7 +117,7 @@ def _step_axis(axis: Axis, steps: np.ndarray) -> None:
 def _lift(axis, rows: pd.DataFrame, steps: np.ndarray) -> None:
     depths = sorted(rows["depth"].unique())
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(depths)))
-    for depth, color in zip(depths, colors, strict=True):
+    for depth, color, marker in zip(depths, colors, cycle("osD^v"), strict=False):
         curve = rows[rows["depth"] == depth].sort_values("step")
         error = _error(curve, "error_")
         axis.errorbar(
@@ -113,9 +125,9 @@ def _lift(axis, rows: pd.DataFrame, steps: np.ndarray) -> None:
             curve["value"],
             error,
             color=color,
-            marker="o",
-            ms=3,
-            elinewidth=0.6,
+            marker=marker,
+            ms=4,
+            elinewidth=0.8,
             label=f"{depth:g}",
         )
     deepest = rows[rows["depth"] == depths[-1]].sort_values("step")
@@ -161,11 +173,12 @@ def _crossings(
         axis.plot([], [], marker, color=color, label=f"{name}: {trend}")
     _step_axis(axis.yaxis, steps)
     axis.set(xlabel="hypernym depth", ylabel="step at half of the final value")
-    axis.set_title(
-        f"When each depth appears, by {statistic.replace('_', ' ')}\n(faint: within null)"
-    )
+    axis.set_title(f"When each depth appears, by {NAMED[statistic]}\n(± s.e.; faint: within null)")
     axis.legend(
-        frameon=False, fontsize="x-small", title="rank correlation", title_fontsize="x-small"
+        frameon=False,
+        title="rank correlation of depth and step",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
     )
 
 

@@ -73,7 +73,7 @@ def _curve(axis, rows: pd.DataFrame, of: pd.Series) -> None:
         color=GRAY,
         lw=1,
         ls="--",
-        label="most that its noise allows",
+        label="ceiling: noise of the long run (or half)",
     )
     axis.axhline(of["cka_limit"], color=GREEN, lw=1, ls=":", label="the exact limit itself")
     log_axis(axis.xaxis, 0.9 * chosen["draws"].min(), 1.1 * chosen["draws"].max())
@@ -94,7 +94,7 @@ def _against_limit(axis, sums: pd.DataFrame) -> None:
         axis.errorbar(
             line["gamma"],
             line["slope"],
-            2 * line["slope_error"],
+            line["slope_error"],
             **style,
             color=VERMILION,
             label=f"slope of K, {model}",
@@ -102,7 +102,7 @@ def _against_limit(axis, sums: pd.DataFrame) -> None:
         axis.plot(
             line["gamma"],
             line["cka_alone"] / line["cka_allowed"],
-            **style,
+            **style | {"ms": 7, "markerfacecolor": "none"},  # around the other, where they meet
             color=BLUE,
             label=f"CKA of R, {model}",
         )
@@ -112,7 +112,7 @@ def _against_limit(axis, sums: pd.DataFrame) -> None:
         yscale="log",
         xlabel=r"localization $\gamma$ (1 / weight²)",
         ylabel="draws alone / limit",
-        title="draws alone against the limit",
+        title="draws alone against the limit (± s.e.)",
     )
     axis.title.set_fontsize(8)
     axis.legend(frameon=False, fontsize=6, loc="upper right")

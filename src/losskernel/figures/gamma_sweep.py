@@ -45,6 +45,15 @@ class _Sweep:
         self.step_sizes = sorted(on.step_size.unique(), key=lambda e: (e != base["step_size"], e))
         self.step_sizes = [e for e in self.step_sizes if (on.step_size == e).sum() > 1]
 
+    @property
+    def at_base(self) -> pd.DataFrame:
+        """Regimes along gamma at the base's step size and n_beta."""
+        rows = self.regimes
+        rows = rows[
+            (rows.n_beta == self.base["n_beta"]) & (rows.step_size == self.base["step_size"])
+        ]
+        return rows.sort_values("gamma")
+
     def along_gamma(self, step_size: float, statistic: str, estimator: str = "") -> pd.DataFrame:
         chosen = self.values[
             (self.values.n_beta == self.base["n_beta"])
@@ -83,9 +92,14 @@ def sweep(
     _matrix(figure, axes[2, 0], pd.read_csv(cka), data)
     _n_beta_lifts(axes[2, 1], data)
     _n_beta_loss(axes[2, 2], data)
-    shown = [Patch(color=color, alpha=0.12, label=name) for name, color in REGIMES.items()]
+    found = set(data.at_base.regime)
+    shown = [
+        Patch(color=color, alpha=0.12, label=f"{name} (shaded)")
+        for name, color in REGIMES.items()
+        if name in found
+    ]
     shown += [
-        Line2D([], [], color="black", marker=marker, linestyle=line, label=f"eps = {step:g}")
+        Line2D([], [], color="black", marker=marker, linestyle=line, label=f"ε = {step:g}")
         for step, (marker, line) in zip(data.step_sizes, MARKERS, strict=False)
     ]
     figure.legend(
@@ -93,8 +107,8 @@ def sweep(
         loc="outside upper center",
         ncols=len(shown),
         frameon=False,
-        title=f"regime at eps = {settings['base']['step_size']:g} (shaded), step size (lines); "
-        f"n_beta = {settings['base']['n_beta']:g}; bars: ± s.e., jackknife over draws",
+        title=f"regime at ε = {settings['base']['step_size']:g}, and step size ε (lines); "
+        f"nβ = {settings['base']['n_beta']:g}; bars: ± s.e., jackknife over draws",
     )
     save_figure(figure, output, output_png)
 
@@ -149,20 +163,34 @@ def _limit(
 
 
 def _squared(axis: Axes, data: _Sweep) -> None:
-    drawn = []
-    for step, step_size in enumerate(data.step_sizes):
-        for kind, color in RELATIONS.items():
-            rows = data.along_gamma(step_size, f"{kind}_squared_lift", data.best)
-            _draw(axis, rows, "gamma", color, step, label=None if step else kind)
-            drawn.append(rows["value"])
+    lines = [
+        (data.along_gamma(step_size, f"{kind}_squared_lift", data.best), step, kind)
+        for step, step_size in enumerate(data.step_sizes)
+        for kind in RELATIONS
+    ]
+    # What is not resolved may lie anywhere; it shall not hide the rest.
+    low, high = -1, max(3, 3 * np.nanmedian(np.concatenate([rows.value for rows, *_ in lines])))
+    for rows, step, kind in lines:
+        within = rows[rows.value.between(low, high)]
+        _draw(axis, within, "gamma", RELATIONS[kind], step, label=None if step else kind)
+        for marker, end, beyond in (("v", low, rows.value < low), ("^", high, rows.value > high)):
+            gammas = rows[beyond].gamma
+            axis.scatter(
+                gammas,
+                [end] * len(gammas),
+                marker=marker,
+                color=RELATIONS[kind],
+                s=36,
+                clip_on=False,
+                zorder=3,
+            )
     for kind, color in RELATIONS.items():
         _limit(axis, data, f"{kind}_squared_lift", color, f"{LIMIT}, {kind}")
     axis.axhline(1, color="black", linewidth=0.6)
     axis.set(
         ylabel="squared R of related pairs, over all (1 = chance)",
-        title=f"Lift of squared R, without noise ({data.best})",
-        # What is not resolved may lie anywhere; it shall not hide the rest.
-        ylim=(-1, max(3, 3 * np.nanmedian(np.concatenate(drawn)))),
+        title=f"Lift of squared R, without noise ({data.best})\n(triangles at the edge: beyond it)",
+        ylim=(low, high),
     )
     axis.legend(frameon=False, fontsize="small")
     _gamma_axis(axis)
@@ -241,15 +269,12 @@ def _times(axis: Axes, data: _Sweep, draws: int) -> None:
 
 def _gamma_axis(axis: Axes) -> None:
     axis.set_xscale("log")
-    axis.set_xlabel("localization gamma (1 / weight²)")
+    axis.set_xlabel("localization γ (1 / weight²)")
 
 
 def _shade(axis: Axes, data: _Sweep) -> None:
     """Background by the regime of the nearest setting of the first step size."""
-    rows = data.regimes
-    rows = rows[
-        (rows.n_beta == data.base["n_beta"]) & (rows.step_size == data.base["step_size"])
-    ].sort_values("gamma")
+    rows = data.at_base
     gammas = rows.gamma.to_numpy()
     middle = np.sqrt(gammas[:-1] * gammas[1:])
     edges = np.concatenate([[gammas[0] / 1.6], middle, [gammas[-1] * 1.6]])
@@ -300,11 +325,12 @@ def _matrix(figure: plt.Figure, axis: Axes, table: pd.DataFrame, data: _Sweep) -
         for line in (axis.axhline, axis.axvline):
             line(boundary - 0.5, color=YELLOW, linewidth=0.8)
     axis.set_title(
-        f"CKA of R: plain below; noise corrected above\n({data.best}; blank: s.e. > {UNCERTAIN:g})",
+        "CKA of R: plain below; noise corrected above\n"
+        f"({data.best}; can exceed 1; blank: s.e. > {UNCERTAIN:g})",
         fontsize="medium",
     )
     sizes = ", ".join(f"{step_size:g}" for step_size in data.step_sizes)
-    axis.set(xlabel=f"gamma, by eps = {sizes}", ylabel="gamma")
+    axis.set(xlabel=f"γ, by ε = {sizes}", ylabel="γ")
     figure.colorbar(image, ax=axis, shrink=0.85, extend="both")
 
 
@@ -316,7 +342,7 @@ def _n_beta_lifts(axis: Axes, data: _Sweep) -> None:
     axis.axhline(1, color="black", linewidth=0.6)
     axis.set(
         ylabel="lift (1 = chance)",
-        title=f"Sweep of n_beta at gamma = {data.base['gamma']:g} ({data.best})",
+        title=f"Sweep of nβ at γ = {data.base['gamma']:g} ({data.best})",
     )
     axis.legend(frameon=False, fontsize="small", title="bands: 95 % of renamed inputs")
     _n_beta_axis(axis, data)
@@ -328,7 +354,7 @@ def _n_beta_loss(axis: Axes, data: _Sweep) -> None:
     if not share.empty:
         _draw(axis, share, "n_beta", PURPLE, 1, label="linear share of the variance")
     axis.axhline(0, color="black", linewidth=0.6)
-    axis.set(ylabel="nats; share", title="Loss and linearity along n_beta")
+    axis.set(ylabel="rise (nats); share (0 to 1)", title="Loss and linearity along nβ")
     axis.legend(frameon=False, fontsize="small")
     _n_beta_axis(axis, data)
 
@@ -339,4 +365,4 @@ def _n_beta_axis(axis: Axes, data: _Sweep) -> None:
     axis.set_xscale("symlog", linthresh=lowest)  # 0 is the Gaussian without the loss
     axis.set_xticks(values, [f"{value:g}" for value in values])
     axis.set_xticks([], minor=True)
-    axis.set_xlabel("n_beta (inverse temperature times data)")
+    axis.set_xlabel("nβ (inverse temperature times data)")
