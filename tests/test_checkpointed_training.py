@@ -170,7 +170,11 @@ def test_the_global_generator_is_left_as_it_was(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "what"),
-    [({"seed": 3}, "seed"), ({"settings": {"weight_decay": 0.3}}, "settings")],
+    [
+        ({"seed": 3}, "seed"),
+        ({"settings": {"weight_decay": 0.3}}, "settings"),
+        ({"augment": lambda batch, generator: 2 * augment(batch, generator)}, "augment"),
+    ],
 )
 def test_a_folder_of_another_run_is_refused(whole, change, what):
     with pytest.raises(TraceError, match=f"holds checkpoints of a run with other {what}"):

@@ -175,12 +175,19 @@ def test_noise_floor_rises_with_autocorrelation_and_ignores_structure():
 
 
 def test_shifting_keeps_each_inputs_values_and_their_order_in_time():
-    losses = independent(chains=2, draws=7, inputs=5)
+    losses = independent(chains=3, draws=7, inputs=5)
     null = shifted(losses, seed=3)
-    for chain in range(2):
-        for item in range(5):
-            rotations = [np.roll(losses[chain, :, item], shift) for shift in range(7)]
-            assert any(np.array_equal(null[chain, :, item], series) for series in rotations)
+    orders = set()
+    for item in range(5):
+        rotations = {
+            tuple(np.roll(losses[chain, :, item], shift)): chain
+            for chain in range(3)
+            for shift in range(7)
+        }
+        order = tuple(rotations[tuple(series)] for series in null[:, :, item])
+        assert sorted(order) == [0, 1, 2]  # every chain once
+        orders.add(order)
+    assert len(orders) > 1
     assert not np.array_equal(null, losses)
     assert np.array_equal(null, shifted(losses, seed=3))
 
@@ -288,3 +295,12 @@ def test_corrected_cka_of_exact_kernels_is_their_cka_without_diagonals():
     assert corrected_cka((a, a), (b, b)) == pytest.approx(cka(*without))
     assert corrected_cka((a, a), (2 * a, 2 * a)) == pytest.approx(1)
     assert np.isnan(corrected_cka((a, -a), (b, b)))
+
+
+@pytest.mark.parametrize("chains", [1, 4, 16, 64])
+def test_the_noise_floor_does_not_depend_on_how_draws_are_shared_out(chains):
+    """64 draws of losses with much in common; without it R would have a spread of 1 / sqrt(63)."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(chains, 64 // chains, 1))
+    losses = common / 2 + rng.normal(size=(chains, 64 // chains, 200))  # R of 0.2
+    assert noise_floor(losses) == pytest.approx(63**-0.5, rel=0.05)

@@ -50,6 +50,7 @@ NAMES = [
     "training",
     "features",
     "training with checkpoints",
+    "noise",
 ]
 BFLOAT16 = "losses in bfloat16"
 

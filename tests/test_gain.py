@@ -102,3 +102,9 @@ def test_slope_on_the_limit(problem, factor):
     losses, _, known = problem
     slope, error = limit_slope(np.sqrt(factor) * losses, known)
     assert abs(slope - factor) < 4 * error < factor
+
+
+def test_draws_saved_where_a_curve_dips_at_its_end():
+    """The first number of draws that reaches a level counts, not the last that fell below it."""
+    found, bound = draws_saved([10, 20, 40], [0.5, 0.9, 0.89], [0.8, 0.95, 0.97])
+    assert found == pytest.approx(20 / (10 * 2 ** (2 / 3))) and not bound

@@ -102,7 +102,7 @@ def test_settings_are_readable(tmp_path):
 
 def test_a_second_writer_is_refused_until_the_first_closes(tmp_path):
     first = Journal(tmp_path, SETTINGS, 2, 3)
-    with pytest.raises(TraceError, match="another process writes to this journal"):
+    with pytest.raises(TraceError, match="another process writes to it"):
         Journal(tmp_path, SETTINGS, 2, 3)
     first.close()
     Journal(tmp_path, SETTINGS, 2, 3).close()

@@ -66,3 +66,14 @@ def test_files_of_another_model_are_refused(files, tmp_path):
     folder, _ = files
     with pytest.raises(TraceError, match="gram.npz: made with other weights .*; make both from"):
         limit.kernel(folder / "other.nc", folder / "gram.npz", tmp_path / "k.npz")
+
+
+@pytest.mark.parametrize("name", ["gram", "linear"])
+def test_files_of_other_inputs_are_refused(files, tmp_path, name):
+    folder, _ = files
+    paths = {"gram": folder / "gram.npz", "linear": folder / "j.npz"}
+    stored = load(paths[name]) | {"inputs_sha256": "another"}
+    paths[name] = tmp_path / "changed.npz"
+    np.savez(paths[name], **stored)
+    with pytest.raises(TraceError, match=r"changed.npz: made with other inputs \(another\)"):
+        limit.kernel(folder / "trace.nc", paths["gram"], tmp_path / "k.npz", paths["linear"])

@@ -280,6 +280,12 @@ def test_chains_that_diverged_are_left_out_as_in_the_trace(tmp_path):
     sample(model, data, probe, tmp_path / "free", chains=4, draws=10)
     everything = linear_of(gradients, tmp_path / "free")
     np.testing.assert_array_equal(found, everything[~trace.diverged])
+    # Of the draws before any chain went beyond none is left out: as in a trace of so many.
+    gone = np.isnan(trace.dataset["loss"].values).any(2)
+    first = gone.any(0).argmax()
+    assert first > 0
+    early = linear_of(gradients, tmp_path / "j", draws=int(first))
+    np.testing.assert_array_equal(early, everything[:, :first])
 
 
 # The control variate

@@ -173,6 +173,23 @@ def test_image_size(name):
     assert preprocess(IMAGE).shape == (3, 160, 160)
 
 
+@pytest.mark.parametrize("size", [64, 320])
+@pytest.mark.parametrize(
+    ("name", "shown"), [("torchvision:resnet18", 7 / 8), ("timm:resnet18", 0.95)]
+)
+def test_an_image_is_scaled_along_with_its_crop(name, shown, size):
+    """The crop shows a frame from 10 % to 20 % of the image's side, and no border of its own."""
+    pixels = np.full((400, 400, 3), 255, np.uint8)
+    pixels[40:-40, 40:-40] = 100
+    pixels[80:-80, 80:-80] = 255
+    preprocess = load_classifier(name, "random", image_size=size).preprocess
+    found = preprocess(Image.fromarray(pixels))[0].numpy()
+    middle = found[size // 2]
+    dark = (middle - found.min()) < 0.5 * np.ptp(found)
+    assert found[0, 0] == found.max() == middle[size // 2]
+    assert dark.mean() == pytest.approx(2 * 40 / (400 * shown), abs=0.04)
+
+
 def test_random_weights_come_from_the_seed_alone():
     state = torch.random.get_rng_state()
     first, again, other = (

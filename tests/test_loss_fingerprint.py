@@ -1,7 +1,9 @@
 import functools
 import subprocess
 import sys
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -41,6 +43,10 @@ def test_the_name_is_told():
         (lambda o, t: o in {1, 2}, lambda o, t: o in {1, 3}),
         (scaled(1.0), scaled(2.0)),
         (scaled(torch.ones(2)), scaled(torch.zeros(2))),
+        (scaled(np.array([1.0, 2.0])), scaled(np.array([5.0, 2.0]))),
+        (scaled(np.float32(1)), scaled(np.float32(2))),
+        (scaled(np.array([None])), scaled(np.array(["a"], object))),
+        (scaled(Fraction(1, 2)), scaled(Fraction(1, 3))),
         (lambda o, t, k=1: o, lambda o, t, k=2: o),
         (functools.partial(cross_entropy), functools.partial(cross_entropy, target=1)),
         (Loss(0.0), Loss(0.1)),

@@ -124,6 +124,8 @@ def test_labels_of_an_input_share_one_forward_pass():
     torch.testing.assert_close(losses, expected)
     with pytest.raises(ConfigError, match="a batch of 3 pairs is no multiple of the 4 labels"):
         shown(shown.pairs[:3])
+    with pytest.raises(ConfigError, match="pairs of an input must follow each other"):
+        shown(shown.pairs[::4][:4])
 
 
 @pytest.mark.parametrize("engine", ["batched", "sequential"])

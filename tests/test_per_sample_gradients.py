@@ -1,4 +1,5 @@
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch import nn
 
 from losskernel.errors import ConfigError, DataError, LossKernelError, TraceError
+from losskernel.files import locked
 from losskernel.models.inception_v1 import InceptionV1
 from losskernel.models.transformer import ArithmeticTransformer
 from losskernel.parameters import FlatLayout, select_parameters
@@ -127,15 +129,47 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, engine):
         assert np.array_equal(again.rows, whole.rows) and np.array_equal(again.norms, whole.norms)
 
 
-def test_complete_gradients_are_not_computed_again(tmp_path):
-    model, data = case("convnet")
-    first = compute(model, data, tmp_path, engine="sequential")
+@pytest.mark.parametrize("engine", ["sequential", "batched"])
+def test_complete_gradients_are_not_computed_again(tmp_path, engine, monkeypatch):
+    model, data = case("convnet")  # 5 inputs, less than a block of the batched engine
+    first = compute(model, data, tmp_path, engine=engine)
+    monkeypatch.setattr(per_sample_gradients.__module__ + "._scaled", None)
+    again = compute(model, data, tmp_path, engine=engine)
+    assert np.array_equal(first.rows, again.rows) and len(again) == 5
 
-    def loss(output, target):
-        raise AssertionError("computed again")
 
-    again = compute(model, data, tmp_path, engine="sequential", loss=loss)
-    assert np.array_equal(first.rows, again.rows)
+def test_gradients_of_another_loss_are_refused(tmp_path):
+    def halved(output, target):
+        return cross_entropy(output, target) / 2
+
+    model, data = case("mlp")
+    assert compute(model, data, tmp_path / "own", loss=halved).loss.split()[0].endswith("halved")
+    plain = compute(model, data, tmp_path / "plain")
+    assert plain.loss is None
+    with pytest.raises(TraceError, match=r"gradients with other loss \(None, not .*halved"):
+        compute(model, data, tmp_path / "plain", loss=halved)
+    index = tmp_path / "plain" / "index.json"  # as an earlier version left it
+    index.write_text(json.dumps({k: v for k, v in json.loads(index.read_text()).items() if v}))
+    assert np.array_equal(compute(model, data, tmp_path / "plain").rows, plain.rows)
+
+
+def test_one_process_at_a_time_adds_gradients(tmp_path):
+    model, data = case("mlp")
+    with locked(tmp_path), pytest.raises(TraceError, match="another process writes to it"):
+        compute(model, data, tmp_path)
+
+
+def test_gradients_near_the_smallest_number_are_stored(tmp_path):
+    """Of an input that is answered with a certainty at which float32 ends."""
+    model, (x, y) = case("mlp")
+    with torch.no_grad():
+        model[2].weight.mul_(0)
+        model[2].bias.copy_(torch.tensor([95.0, 0, 0, 0]))
+    found = compute(model, (x, 0 * y), tmp_path)
+    assert (found.norms > 0).all() and (found.norms < 1e-38).all()
+    assert np.isfinite(found.rows).all()
+    lengths = np.linalg.norm(found.rows.astype(float), axis=1)
+    np.testing.assert_allclose(lengths, np.sqrt(found.size), rtol=0.01)
 
 
 def test_gradients_of_another_model_or_of_other_inputs_are_refused(tmp_path):

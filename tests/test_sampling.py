@@ -189,8 +189,9 @@ def test_a_process_killed_at_random_moments_resumes_to_the_same_trace(tmp_path):
         ("loss_bound", {"loss_bound": 100}),
         ("parameters", {"parameters": ["!5.*"]}),
         ("probe", {"probe": Probe(20, 51, 1e-3)}),
-        ("inputs_sha256", {"probe_data": (X + 1, Y)}),
-        ("data_size", {"data": (X[:-1], Y[:-1]), "probe_data": (X, Y)}),
+        ("inputs_sha256", {"data": (X + 1, Y)}),
+        ("data_sha256", {"data": (X + 1, Y), "probe_data": (X, Y)}),
+        ("data_size", {"data": (X[:-1], Y[:-1])}),
         ("weights_sha256", {"model": network()[:]}),
     ],
 )
@@ -432,3 +433,89 @@ def test_cross_entropy_takes_class_probabilities():
     logits, shares = torch.randn(6, 4), torch.rand(6, 4).softmax(1)
     expected = nn.functional.cross_entropy(logits, shares, reduction="none")
     assert torch.equal(cross_entropy(logits, shares), expected)
+
+
+def scaled_by(weight):
+    return lambda output, target: float(weight[0]) * cross_entropy(output, target)
+
+
+def test_a_journal_sees_the_data_of_the_gradients(tmp_path):
+    """Tensors whole; of a data set, whose inputs may be augmented at random, some targets."""
+    shown = {"probe_data": (X[:4], Y[:4]), "draws": 2}
+    for name, make in (("tensors", lambda *pair: pair), ("data set", TensorDataset)):
+        sample(data=make(X, Y), journal=tmp_path / name, **shown)
+        with pytest.raises(TraceError, match="holds a run with data_sha256"):
+            sample(data=make(X, (Y + 1) % 4), journal=tmp_path / name, **shown)
+    sample(data=TensorDataset(X + 1, Y), journal=tmp_path / "data set", **shown)
+
+
+def test_a_journal_sees_arrays_in_the_loss_and_buffers_that_are_not_saved(tmp_path):
+    sample(loss=scaled_by(np.ones(1)), journal=tmp_path / "loss", draws=1)
+    with pytest.raises(TraceError, match="holds a run with loss"):
+        sample(loss=scaled_by(np.full(1, 9.0)), journal=tmp_path / "loss", draws=1)
+    model = network()
+    model.register_buffer("hidden", torch.zeros(2), persistent=False)
+    sample(model, journal=tmp_path / "buffer", draws=1)
+    model.hidden += 1
+    with pytest.raises(TraceError, match="holds a run with buffers_sha256"):
+        sample(model, journal=tmp_path / "buffer", draws=1)
+
+
+def test_a_recurrent_network_is_sampled_chain_by_chain():
+    """Its gradients can be batched over chains, its losses in inference mode cannot."""
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent, self.out = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.out(self.recurrent(x)[0][:, -1])
+
+    found = sample(Recurrent(), (X[:, 0], Y))
+    assert found.attributes["engine"] == "SequentialEngine" and np.isfinite(found.losses).all()
+
+
+@ENGINES
+def test_a_model_that_keeps_a_tensor_from_its_first_call(engine):
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.kept = network(), None
+
+        def forward(self, x):
+            if self.kept is None:
+                self.kept = torch.linspace(1, 2, 4).to(x)
+            return self.inner(x) * self.kept
+
+    assert np.isfinite(sample(Keeping(), engine=engine).losses).all()
+
+
+def test_inputs_and_targets_in_dictionaries_and_tuples():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, batch):
+            return self.inner(batch["image"])
+
+    class Items(torch.utils.data.Dataset):
+        def __init__(self, names):
+            self.names = names
+
+        def __len__(self):
+            return len(X)
+
+        def __getitem__(self, i):
+            return {"image": X[i], "name": self.names[i]}, (Y[i], X[i].mean())
+
+    def loss(output, target):
+        return cross_entropy(output, target[0])
+
+    names = [str(i) for i in range(len(X))]
+    found = sample(Named(), Items(names), loss=loss, engine="sequential")
+    plain = sample(engine="sequential")
+    np.testing.assert_array_equal(found.losses, plain.losses)
+    other = sample(Named(), Items(names[::-1]), loss=loss, engine="sequential", draws=1)
+    assert other.attributes["inputs_sha256"] != found.attributes["inputs_sha256"]

@@ -21,6 +21,7 @@ from losskernel.hierarchy import (
     subtree_members,
 )
 from losskernel.taxonomy import (
+    MirroredRanks,
     hierarchy_rank_correlation,
     lift,
     lift_by_k,
@@ -769,3 +770,51 @@ def test_rank_correlations_are_those_of_each_pair_of_matrices_under_the_same_rel
             alone = hierarchy_rank_correlation(a, b, permutations=4, seed=1)
             np.testing.assert_allclose(samples[:, i, j], alone.null.samples)
     assert rank_correlations(first, second)[1].shape == (0, 3, 2)
+
+
+def test_inputs_of_one_class_trade_places_together():
+    """A kernel that knows the classes alone does not follow a hierarchy of them drawn at random.
+
+    Relabeled input by input it seems to: inputs of a class are not independent. Each of the 12
+    hierarchies is beyond 97.5 % of a right null with probability 1/40.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), rng.integers(3, 7, 20))
+    within = np.equal.outer(labels, labels)
+    beyond = {"inputs": 0, "classes": 0}
+    for seed in range(12):
+        of_classes = symmetric(rng, 20)[np.ix_(labels, labels)]
+        of_classes[within] = of_classes.max() + 1
+        noisy = rng.normal(size=within.shape)
+        kernel = 10 * within + symmetric(rng, 20)[np.ix_(labels, labels)] + 0.01 * (noisy + noisy.T)
+        for name, groups in (("inputs", None), ("classes", labels)):
+            ranks = MirroredRanks.of([of_classes], groups)
+            found, null = rank_correlations([kernel], ranks, permutations=199, seed=seed)
+            beyond[name] += bool(found[0, 0] > np.quantile(null, 0.975))
+    assert beyond["inputs"] >= 10
+    assert beyond["classes"] <= 3  # more has a probability of 2e-4
+
+
+def test_groups_of_one_are_no_groups():
+    rng = np.random.default_rng(1)
+    first, second = symmetric(rng, 9), symmetric(rng, 9)
+    plain = rank_correlations([first], [second], permutations=5, seed=2)
+    own = MirroredRanks.of([second], rng.permutation(9))
+    grouped = rank_correlations([first], own, permutations=5, seed=2)
+    assert grouped[0] == pytest.approx(plain[0], abs=1e-12)
+    assert len(np.unique(grouped[1])) == 5
+
+
+def test_ranks_over_groups_are_spearmans_of_the_pairs_between_them():
+    rng = np.random.default_rng(3)
+    labels = np.array([0, 0, 1, 2, 2, 2])
+    second = symmetric(rng, 3)[np.ix_(labels, labels)]
+    first = symmetric(rng, 6)
+    pairs = np.triu(labels[:, None] != labels, k=1)
+    found, null = rank_correlations(
+        [first], MirroredRanks.of([second], labels), permutations=30, seed=0
+    )
+    assert found[0, 0] == pytest.approx(spearmanr(first[pairs], second[pairs])[0])
+    assert (np.abs(null) <= 1 + 1e-12).all() and len(np.unique(null.round(9))) > 3
+    with pytest.raises(DataError, match="all nodes are of one group"):
+        MirroredRanks.of([second], np.zeros(6))

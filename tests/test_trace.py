@@ -152,3 +152,15 @@ def test_traces_that_do_not_fit_together(other, dimension, message):
 def test_nothing_to_join():
     with pytest.raises(TraceError, match="no traces"):
         concatenate([])
+
+
+def test_draws_of_another_loss_or_of_the_same_seed_do_not_join():
+    first, second = trace(loss="a.loss 1"), trace(ids=[2, 3], loss="a.loss 2")
+    with pytest.raises(TraceError, match=r"differ in their loss function \(a.loss 1, a.loss 2\)"):
+        concatenate([first, second])
+    del second.dataset.attrs["loss"]  # a trace from before it was kept
+    concatenate([first, second])
+    run = trace()
+    run.dataset.attrs["seed"] = 4
+    with pytest.raises(TraceError, match="repeat the seed 4"):
+        concatenate([run, run], "draw")

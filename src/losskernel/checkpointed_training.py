@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from losskernel.errors import ConfigError, DataError, TraceError
 from losskernel.files import atomic_path
-from losskernel.inputs import fingerprint
+from losskernel.inputs import fingerprint, state_fingerprint
+from losskernel.loss_fingerprint import loss_fingerprint
 from losskernel.progress import bar
 from losskernel.seeds import numpy_generator, torch_seed
 from losskernel.training import (
@@ -138,8 +139,9 @@ def train_with_checkpoints(
         {
             "settings": asdict(settings),
             "seed": seed,
-            "initialization": fingerprint([*model.state_dict().values()]),
+            "initialization": state_fingerprint(model),
             "data": fingerprint([inputs, targets]),
+            **({} if augment is None else {"augment": loss_fingerprint(augment)}),
         },
         sort_keys=True,
     )

@@ -123,9 +123,10 @@ def split_half_cka(losses: np.ndarray, counts: ArrayLike, center: str = "pooled"
 
 
 def shifted(losses: np.ndarray, seed: int = 0) -> np.ndarray:
-    """A null trace: each input's losses rotated in time by its own random shift, chain by chain.
+    """A null trace: each input's chains in a random order of its own, each rotated in time.
 
-    Keeps every input's distribution and autocorrelation and destroys what inputs have in common.
+    Keeps every input's distribution and autocorrelation and destroys what inputs have in common;
+    the order of the chains that in which they differ, which a rotation would leave.
 
     Args:
         losses: ``(chain, draw, input)``.
@@ -133,11 +134,13 @@ def shifted(losses: np.ndarray, seed: int = 0) -> np.ndarray:
     chains, draws, inputs = losses.shape
     rng = numpy_generator(seed, "resample")
     shift = rng.integers(draws, size=(chains, 1, inputs))
+    order = rng.permuted(np.tile(np.arange(chains)[:, None], inputs), axis=0)[:, None]
     result = np.empty_like(losses)
     for start in range(0, inputs, _BLOCK):  # the index of a draw is larger than its loss
         rows = slice(start, start + _BLOCK)
         index = (np.arange(draws)[None, :, None] + shift[..., rows]) % draws
-        result[..., rows] = np.take_along_axis(losses[..., rows], index, axis=1)
+        own = np.take_along_axis(losses[..., rows], order[..., rows], axis=0)
+        result[..., rows] = np.take_along_axis(own, index, axis=1)
     return result
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from losskernel.errors import LossKernelError
+from losskernel.errors import LossKernelError, TraceError
 
 if TYPE_CHECKING:  # most that write files write no tables
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -45,6 +49,34 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it is gone, or its folder never was; the error above says more
             temporary.unlink()
+
+
+def locked(folder: Path) -> IO:
+    """A lock file in a folder, open and locked: one process at a time adds to what is there.
+
+    The system frees it when the file is closed, or the process ends.
+
+    Raises:
+        TraceError: another process holds it.
+        LossKernelError: the folder cannot be written to.
+    """
+    try:
+        file = open(folder / "lock", "w")
+    except OSError as error:
+        raise LossKernelError(
+            f"{folder}: cannot be written ({error.strerror or error}); free disk space or choose "
+            "another place"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise TraceError(
+            f"{folder}: another process writes to it; wait for it or stop it first"
+        ) from error
+    except OSError:  # a file system without locks: the user has to take care
+        log.warning("%s: the file system has no locks; run one process a folder", folder)
+    return file
 
 
 def write_csv(table: pd.DataFrame, path: str | Path) -> None:

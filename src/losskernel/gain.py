@@ -91,11 +91,14 @@ def draws_saved(draws: ArrayLike, alone: ArrayLike, with_it: ArrayLike) -> tuple
         already better than the most without.
     """
     draws, alone, with_it = (np.asarray(part, float) for part in (draws, alone, with_it))
-    # A curve that noise bends down once would have no inverse.
+    # A curve that noise bends down once would have no inverse: where it is below an earlier point,
+    # it stays there, and the first point of such a level is the one that reaches it.
     alone, with_it = np.maximum.accumulate(alone), np.maximum.accumulate(with_it)
     level = min(alone[-1], with_it[-1])
-    logs = np.log(draws)
-    needed = [np.interp(level, curve, logs) for curve in (alone, with_it)]
+    needed = []
+    for curve in (alone, with_it):
+        values, first = np.unique(curve, return_index=True)
+        needed.append(np.interp(level, values, np.log(draws)[first]))
     return float(np.exp(needed[0] - needed[1])), bool(with_it[0] >= level)
 
 

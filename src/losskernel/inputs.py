@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from losskernel.errors import DataError
@@ -84,30 +84,74 @@ class Inputs:
         for batch in loader:
             yield self._send(batch)
 
-    def fingerprint(self) -> str:
-        """SHA-256 over all inputs and targets in order, however many are read at once."""
+    def fingerprint(self, targets_only: bool = False) -> str:
+        """SHA-256 over all inputs and targets in order, however many are read at once.
+
+        Args:
+            targets_only: the targets of at most 256 evenly spaced pairs: of a data set that is too
+                large to read, and whose inputs may be augmented at random.
+        """
+        if targets_only:
+            chosen = np.unique(np.linspace(0, len(self) - 1, 256).round().astype(int))
+            found = [leaf for i in chosen for leaf in leaves(self.take([i])[1])]
+            return fingerprint([len(self), *found])
         return fingerprint(
-            part
+            leaf
             for block in self.blocks(64)
-            for pair in zip(*block, strict=True)
+            for pair in zip(*map(_rows, block), strict=True)
             for part in pair
-            if isinstance(part, Tensor)
+            for leaf in leaves(part)
         )
 
     def _send(self, batch: Sequence) -> tuple[Any, Any]:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise DataError("data: each item must be a pair (input, target)")
-        return tuple(
-            part.to(self.device, non_blocking=True) if isinstance(part, Tensor) else part
-            for part in batch
-        )
+        return tuple(self._sent(part) for part in batch)
+
+    def _sent(self, part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part.to(self.device, non_blocking=True)
+        if isinstance(part, dict):
+            return {key: self._sent(value) for key, value in part.items()}
+        if isinstance(part, (tuple, list)):
+            return type(part)(self._sent(value) for value in part)
+        return part
 
 
-def fingerprint(tensors: Iterator[Tensor] | Sequence[Tensor]) -> str:
-    """SHA-256 over the shapes, types and bytes of tensors, in order; first 16 hex digits."""
+def leaves(part: Any) -> list[Any]:
+    """What a batch of inputs or targets holds: a tensor, or those in dictionaries and tuples."""
+    if isinstance(part, dict):
+        return [leaf for value in part.values() for leaf in leaves(value)]
+    if isinstance(part, (tuple, list)):
+        return [leaf for value in part for leaf in leaves(value)]
+    return [part]
+
+
+def _rows(part: Any) -> Iterator[Any]:
+    """The inputs, or targets, of a batch one by one."""
+    if isinstance(part, dict):
+        part = list(part.values())
+    if isinstance(part, (tuple, list)) and not isinstance(part[0], str):
+        return zip(*map(_rows, part), strict=True)
+    return iter(part)
+
+
+def state_fingerprint(model: nn.Module) -> str:
+    """Fingerprint of a model's parameters and persistent buffers."""
+    return fingerprint([*model.state_dict().values()])
+
+
+def fingerprint(parts: Iterable[Any]) -> str:
+    """SHA-256 over the shapes, types and bytes of tensors, in order; first 16 hex digits.
+
+    What is no tensor counts by its ``repr``.
+    """
     digest = hashlib.sha256()
-    for tensor in tensors:
-        tensor = tensor.detach().cpu().contiguous()
+    for part in parts:
+        if not isinstance(part, Tensor):
+            digest.update(repr(part).encode())
+            continue
+        tensor = part.detach().cpu().contiguous()
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

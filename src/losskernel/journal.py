@@ -10,9 +10,7 @@ a kill at any moment loses at most the draw in flight.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,9 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from losskernel.errors import LossKernelError, TraceError
-from losskernel.files import atomic_path
+from losskernel.files import atomic_path, locked
 
-log = logging.getLogger(__name__)
 DISPLACEMENTS = "displacements.f16"
 
 
@@ -58,7 +55,7 @@ class Journal:
         self.weights: torch.Tensor | None = None
         self.diverged = np.full(chains, -1)
         with ExitStack() as stack:
-            self._lock = stack.enter_context(_locked(self.folder))
+            self._lock = stack.enter_context(locked(self.folder))
             for leftover in self.folder.glob(".state.*.safetensors"):
                 leftover.unlink()  # of a process killed while it wrote; as large as the weights
             self._check_settings(json.loads(json.dumps(settings)))
@@ -172,24 +169,6 @@ class Journal:
         for file in files:
             if file is not None:
                 file.close()
-
-
-def _locked(folder: Path):
-    """The journal's lock file, open and locked; the system frees it when the process ends."""
-    try:
-        file = open(folder / "lock", "w")
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise TraceError(
-            f"{folder}: another process writes to this journal; wait for it or stop it first"
-        ) from error
-    except OSError:  # a file system without locks: the user has to take care
-        log.warning("%s: the file system has no locks; run one process a journal", folder)
-    return file
 
 
 def _write(file, data: bytes) -> None:

@@ -85,8 +85,8 @@ def linear_part(
         gradients: of the same model and parameters, for the inputs of interest.
         displacements: the journal folders of one or more runs of
             ``sample_losses(..., displacements=True)``, or what :func:`write_coupled_displacements`
-            made. Their chains follow each other; those that diverged are left out, as in
-            :attr:`losskernel.LossTrace.losses`.
+            made. Their chains follow each other; those that diverged by the last
+            draw are left out, as in :attr:`losskernel.LossTrace.losses`.
         draws: how many of each; by default as many as the shortest run holds.
         block: columns at once; by default what 0.25 GB holds.
         progress: show a progress bar.
@@ -110,15 +110,16 @@ def linear_part(
                 f"{run.folder}: displacements with {run.probe}, but {runs[0].folder} with "
                 f"{runs[0].probe}; join only draws of one probe distribution"
             )
-    scales = [np.full(run.healthy.sum(), 1 / run.scale) for run in runs]
+    healthy = [run.healthy(draws) for run in runs]
+    scales = [np.full(kept.sum(), 1 / run.scale) for run, kept in zip(runs, healthy, strict=True)]
     result = np.zeros((sum(len(scale) for scale in scales), draws, len(gradients)))
     total = gradients.size
     with bar(None, "linear part", total=total, unit="parameter", show=progress) as shown:
         for part, rows in gradients.blocks(block=block, beside=result.shape[0] * draws):
             chain = 0
-            for run in runs:
+            for run, kept in zip(runs, healthy, strict=True):
                 stored = run.displacements(gradients.size)  # mapped anew: see Gradients.blocks
-                columns = stored[:draws, run.healthy, part].astype(np.float32)
+                columns = stored[:draws, kept, part].astype(np.float32)
                 products = columns.reshape(-1, columns.shape[-1]) @ rows.T
                 chains = columns.shape[1]
                 result[chain : chain + chains] += products.reshape(draws, chains, -1).swapaxes(0, 1)
@@ -232,10 +233,9 @@ class _Run:
         """What displacements are multiplied with before they are stored."""
         return (self.probe["gamma"] or 1.0) ** 0.5
 
-    @property
-    def healthy(self) -> np.ndarray:
-        """Which chains did not diverge, ``(chain,)``."""
-        return self.diverged < 0
+    def healthy(self, draws: int) -> np.ndarray:
+        """Which chains did not diverge within so many draws, ``(chain,)``."""
+        return (self.diverged < 0) | (self.diverged >= draws)
 
     def check(self, gradients: Gradients) -> None:
         """Raise a TraceError unless complete displacements that fit the gradients are stored."""
@@ -243,6 +243,7 @@ class _Run:
         for key, here, there in (
             ("weights", self.settings["weights_sha256"], gradients.weights_sha256),
             ("parameters", _brief(names), _brief(gradients.names)),
+            ("loss", self.settings.get("loss"), gradients.loss),
             (
                 "memory format",
                 self.settings["parameters_layout"],

@@ -7,6 +7,7 @@ import hashlib
 import types
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from losskernel.inputs import fingerprint
@@ -45,6 +46,9 @@ def _described(value: Any, seen: dict[int, Any]) -> Any:
 
     if isinstance(value, Tensor):
         return fingerprint([value])
+    if isinstance(value, np.ndarray | np.generic):
+        content = repr(value.tolist()) if value.dtype.hasobject else value.tobytes()
+        return (str(value.dtype), np.shape(value), content)
     if isinstance(value, tuple | list):
         return each(value)
     if isinstance(value, set | frozenset):
@@ -65,4 +69,7 @@ def _described(value: Any, seen: dict[int, Any]) -> Any:
         return (value.__qualname__, *each((own if value.__module__ != "builtins" else None,)))
     if isinstance(value, types.BuiltinFunctionType | types.ModuleType):
         return value.__name__
-    return (type(value).__qualname__, *each((type(value), getattr(value, "__dict__", None))))
+    state = getattr(value, "__dict__", None)
+    if state is None and " at 0x" not in repr(value):  # a Fraction, a range, ...
+        state = repr(value)
+    return (type(value).__qualname__, *each((type(value), state)))

@@ -146,7 +146,7 @@ class MarginRecorder:
 
     def _record(self, model: nn.Module, _, logits: Tensor) -> None:
         if not model.training and len(logits) == len(self._labels):
-            self._sum += margins(logits.detach(), self._labels)
+            self._sum += margins(logits.detach(), self._labels.to(logits.device)).double().cpu()
             self.evaluations += 1
 
     @property
@@ -201,7 +201,15 @@ class SeveralLabels(nn.Module):
                 f"eval_batch_size: a batch of {len(batch)} pairs is no multiple of the "
                 f"{self.labels_per_input} labels of an input"
             )
-        shown = self.inputs[batch[:: self.labels_per_input] // self.labels_per_input]
+        number = batch // self.labels_per_input
+        of_inputs = number[:: self.labels_per_input]
+        apart = number != of_inputs.repeat_interleave(self.labels_per_input)
+        if not torch.compiler.is_compiling() and apart.any():
+            raise ConfigError(
+                "pairs: the pairs of an input must follow each other; use them as probe_data only, "
+                "with an eval_batch_size that is a multiple of the labels of an input"
+            )
+        shown = self.inputs[of_inputs]
         return self.model(shown).repeat_interleave(self.labels_per_input, 0)
 
 

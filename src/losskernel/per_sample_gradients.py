@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 
 from losskernel.engines import SMALL, BatchedEngine, Engine, LossPerInput, make_engine
 from losskernel.errors import ConfigError, DataError, LossKernelError, TraceError
-from losskernel.files import atomic_path
-from losskernel.inputs import Inputs, fingerprint
+from losskernel.files import atomic_path, locked
+from losskernel.inputs import Inputs, state_fingerprint
+from losskernel.loss_fingerprint import loss_fingerprint
 from losskernel.parameters import select_parameters
 from losskernel.progress import bar
 from losskernel.sampling import Data, cross_entropy
@@ -32,6 +34,7 @@ DTYPES = {"float16": "gradients.f16", "float32": "gradients.f32"}
 _BLOCK_BYTES = 2**28  # of a block of columns in float32, and of gradients computed at once
 # A row of root mean square 1 has entries up to the square root of its length; float16 ends there.
 _LARGEST_NORM = 2.0**15
+_TINY = 1e-30  # a norm
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Gradients:
         norms: Euclidean norm of each input's gradient, ``(input,)`` float64, in units of the loss
             over units of a weight.
         weights_sha256, inputs_sha256: fingerprints of the model's state and of the inputs.
+        loss: fingerprint of the loss function; None for :func:`losskernel.sampling.cross_entropy`.
     """
 
     folder: Path
@@ -57,6 +61,7 @@ class Gradients:
     norms: np.ndarray
     weights_sha256: str
     inputs_sha256: str
+    loss: str | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Gradients:
@@ -191,7 +196,8 @@ def per_sample_gradients(
     Raises:
         ConfigError: the type is unknown or ``parameters`` selects nothing.
         DataError: the data are empty, the loss has the wrong shape or a gradient is not finite.
-        TraceError: the folder holds gradients of another model or of other inputs.
+        TraceError: the folder holds gradients of another model, of other inputs or of another loss,
+            or another process writes to it.
         LossKernelError: the folder cannot be written to.
     """
     if dtype not in DTYPES:
@@ -206,16 +212,20 @@ def per_sample_gradients(
         "strides": [list(stride) for stride in runner.layout.strides],
         "dtype": dtype,
         "inputs": len(inputs),
-        "weights_sha256": fingerprint([*model.state_dict().values()]),
+        "weights_sha256": state_fingerprint(model),
         "inputs_sha256": inputs.fingerprint(),
+        "loss": None if loss is cross_entropy else loss_fingerprint(loss),
     }
-    done = _prepare(folder, index, runner.layout.size)
     try:
-        with (
-            open(folder / DTYPES[dtype], "ab", buffering=0) as rows,
-            open(folder / "norms.f64", "ab", buffering=0) as norms,
-            bar(None, "gradients", total=len(inputs), initial=done, show=progress) as shown,
-        ):
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(locked(folder))
+            done = _prepare(folder, index, runner.layout.size)
+            rows = stack.enter_context(open(folder / DTYPES[dtype], "ab", buffering=0))
+            norms = stack.enter_context(open(folder / "norms.f64", "ab", buffering=0))
+            shown = stack.enter_context(
+                bar(None, "gradients", total=len(inputs), initial=done, show=progress)
+            )
             for values in _gradients(runner, inputs, done):
                 stored, length = _scaled(values, dtype)
                 finite = np.isfinite(length)
@@ -260,6 +270,8 @@ def gradient_norms(
 
 def _gradients(engine: Engine, inputs: Inputs, start: int) -> Iterator[Tensor]:
     """Gradients ``(some inputs, parameter)`` float32 of the inputs from ``start`` on, in order."""
+    if start >= len(inputs):
+        return
     if isinstance(engine, BatchedEngine):
         # Three of a block are held at a time: the gradients, their pieces and the backward pass.
         block = max(1, min(256, _BLOCK_BYTES // (12 * engine.layout.size)))
@@ -276,6 +288,10 @@ def _scaled(values: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Rows as they are stored, and their norms; a zero gradient stays zero."""
     norms = _norms(values)
     factor = torch.where(norms > 0, _stored_norm(values.shape[1]) / norms, 0)
+    tiny = (norms > 0) & (norms < _TINY)
+    if tiny.any():  # their factor has no float32: a part of it first, a power of 2, which is exact
+        part = torch.where(tiny, 2.0**64, 1.0)
+        values, factor = values * part[:, None].float(), factor / part
     stored = (values * factor[:, None].float()).to(getattr(torch, dtype))
     return stored.cpu().numpy(), norms.cpu().numpy()
 
@@ -303,7 +319,7 @@ def _prepare(folder: Path, index: dict, parameters: int) -> int:
         found = index
     for key, value in index.items():
         if found.get(key) != value:
-            told = f" ({found.get(key)}, not {value})" if isinstance(value, (str, int)) else ""
+            told = f" ({found.get(key)}, not {value})" if not isinstance(value, list) else ""
             raise TraceError(
                 f"{folder}: holds gradients with other {key}{told}; "
                 "delete the folder or choose another"
@@ -328,7 +344,12 @@ def _read_index(folder: Path) -> dict | None:
     except (OSError, ValueError) as error:
         raise TraceError(f"{path}: unreadable; delete the folder to start over") from error
     expected = {"names", "shapes", "strides", "dtype", "inputs", "weights_sha256", "inputs_sha256"}
-    if not isinstance(index, dict) or set(index) != expected or index["dtype"] not in DTYPES:
+    # Earlier versions did not keep the loss.
+    if (
+        not isinstance(index, dict)
+        or set(index) - {"loss"} != expected
+        or index["dtype"] not in DTYPES
+    ):
         raise TraceError(f"{path}: not an index of gradients; delete the folder to start over")
     return index
 

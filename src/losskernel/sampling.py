@@ -23,7 +23,7 @@ from losskernel.engines import (
     tensor_cores,
 )
 from losskernel.errors import ConfigError
-from losskernel.inputs import Inputs, fingerprint
+from losskernel.inputs import Inputs, fingerprint, state_fingerprint
 from losskernel.journal import Journal
 from losskernel.loss_fingerprint import loss_fingerprint
 from losskernel.parameters import layout_fingerprint, select_parameters
@@ -187,7 +187,7 @@ def sample_losses(
             "probe": settings_attribute(asdict(probe)),
             "parameters": settings_attribute({"names": names}),
             "parameters_layout": layout_fingerprint(layout.shapes, layout.strides),
-            "weights_sha256": fingerprint([*model.state_dict().values()]),
+            "weights_sha256": state_fingerprint(model),
             "inputs_sha256": probe_inputs.fingerprint(),
             "data_size": data_size,
             "burn_in": burn_in,
@@ -198,6 +198,7 @@ def sample_losses(
             "engine": type(lanes[0].engine).__name__,
             "precision": precision,
             **_unusual(loss, precision, eval_precision or precision, devices),
+            **_beside(model, lanes[0], probe_data is not None),
             "loss_bound": float("inf") if loss_bound is None else float(loss_bound),
         }
         kept = layout.size if displacements else 0
@@ -258,6 +259,22 @@ def _unusual(
     if kind != "cpu":  # its generator draws other numbers from the same seed
         chosen["noise_device"] = kind
     return chosen
+
+
+def _beside(model: nn.Module, lane: Lane, apart: bool) -> dict:
+    """Fingerprints of what draws depend on beside the probe inputs and the state of the model.
+
+    Args:
+        apart: whether gradients come from other data than the probe inputs.
+    """
+    found = {}
+    if apart:
+        found["data_sha256"] = lane.data.fingerprint(targets_only=not lane.data.in_memory)
+    state = model.state_dict(keep_vars=True)
+    hidden = [buffer for name, buffer in model.named_buffers() if name not in state]
+    if hidden:  # not persistent, such as the inputs of SeveralLabels
+        found["buffers_sha256"] = fingerprint(hidden)
+    return found
 
 
 def _lanes(

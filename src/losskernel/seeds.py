@@ -13,6 +13,7 @@ import numpy as np
 if TYPE_CHECKING:  # half of the callers draw NumPy numbers only and do without torch
     import torch
 
+_PIECE = 2**15  # numbers; the smallest of GPUs that train networks run as many threads
 _PURPOSES = {
     "batch": 0,
     "noise": 1,
@@ -40,6 +41,10 @@ def torch_seed(seed: int, purpose: str, *key: int) -> int:
 
 
 def fill_normal(out: torch.Tensor, generator: torch.Generator, seed: int, *key: int) -> None:
-    """Fill ``out`` in place with standard normal draws of the noise stream at ``key``."""
+    """Fill ``out``, ``(count,)``, in place with standard normal draws of the stream at ``key``."""
     generator.manual_seed(torch_seed(seed, "noise", *key))
-    out.normal_(generator=generator)
+    # How a GPU shares out more numbers than it has threads depends on its model; the same noise is
+    # wanted on any, such as that of linear_response.write_coupled_displacements.
+    pieces = [out] if out.device.type == "cpu" else out.split(_PIECE)
+    for piece in pieces:
+        piece.normal_(generator=generator)

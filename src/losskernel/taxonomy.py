@@ -279,7 +279,8 @@ def rank_correlations(
     """Spearman's rho of every similarity with every measure of the hierarchy, and their null.
 
     As `hierarchy_rank_correlation`, for several matrices under the same relabelings: those of the
-    hierarchy are permuted once for all similarities.
+    hierarchy are permuted once for all similarities. Where nodes come in groups
+    (`MirroredRanks.of`), pairs within one do not count and whole groups trade places.
 
     Args:
         similarities: A matrices (n, n).
@@ -294,25 +295,31 @@ def rank_correlations(
     Raises:
         DataError: as `hierarchy_rank_correlation`.
     """
-    ranks = [_unit_ranks(matrix, "similarity") for matrix in similarities]
+    similarities = [_symmetric(matrix, "similarity") for matrix in similarities]
     second = hierarchy_similarities
     if not isinstance(second, MirroredRanks):
         second = MirroredRanks.of(second)
-    n = second.nodes
+    n, pairs = second.nodes, second.pairs
     for matrix in similarities:
         if np.shape(matrix) != (n, n):
             raise DataError(
                 f"similarity has shape {np.shape(matrix)} and hierarchy_similarity {(n, n)}; "
                 "give one row an input in both"
             )
-    first = np.stack(ranks)
-    above, below = np.triu_indices(n, k=1)
+    first = np.stack([_unit_ranks(matrix, "similarity", pairs) for matrix in similarities])
+    above, below = np.nonzero(pairs)
     rng = np.random.default_rng(seed)
+    # A node of each group, which stands for all of it.
+    _, one, group, sizes = np.unique(second.groups, True, True, True)
 
     def correlations(order: NDArray) -> NDArray[np.float64]:
-        return first @ second.values.take(order[above] * n + order[below], axis=0)
+        other = second.values.take(order[above] * n + order[below], axis=0)
+        if len(set(sizes)) > 1:  # groups of other sizes: some values come more often now
+            other -= other.mean(axis=0)
+            other /= np.linalg.norm(other, axis=0)
+        return first @ other
 
-    samples = [correlations(rng.permutation(n)) for _ in range(permutations)]
+    samples = [correlations(one[rng.permutation(len(one))][group]) for _ in range(permutations)]
     shape = (permutations, len(first), second.values.shape[1])
     return correlations(np.arange(n)), np.reshape(samples, shape)
 
@@ -324,15 +331,29 @@ class MirroredRanks:
     Attributes:
         nodes: n.
         values: (n * n, B) rank of each pair less the mean, of norm 1 over the pairs i < j; side by
-            side, as they are looked up together. Unused on the diagonal.
+            side, as they are looked up together. Unused within a group.
+        groups: (n,) the group of each node, such as the class of an input.
     """
 
     nodes: int
     values: NDArray[np.float64]
+    groups: NDArray[np.int64]
+
+    @property
+    def pairs(self) -> NDArray[np.bool_]:
+        """(n, n) which pairs i < j count: those of different groups."""
+        return np.triu(self.groups[:, None] != self.groups, k=1)
 
     @classmethod
-    def of(cls, similarities: Sequence[ArrayLike]) -> MirroredRanks:
+    def of(
+        cls, similarities: Sequence[ArrayLike], groups: ArrayLike | None = None
+    ) -> MirroredRanks:
         """Rank matrices (n, n).
+
+        Args:
+            similarities: B matrices.
+            groups: (n,) groups of nodes that trade places as one; pairs of different groups must
+                be as similar as any other pair of the two. By default every node is its own.
 
         Raises:
             DataError: as `hierarchy_rank_correlation`.
@@ -342,25 +363,35 @@ class MirroredRanks:
         if len(shapes) > 1:
             raise DataError(f"{name} has shapes {sorted(shapes)}; give one row an input in each")
         nodes = len(np.asarray(similarities[0]))
+        groups = np.arange(nodes) if groups is None else np.asarray(groups)
         values = np.zeros((nodes, nodes, len(similarities)))
-        above, below = np.triu_indices(nodes, k=1)
+        found = cls(nodes, values.reshape(nodes * nodes, -1), groups)
+        pairs = found.pairs
         for column, matrix in enumerate(similarities):
-            ranks = _unit_ranks(matrix, name)
-            values[above, below, column] = values[below, above, column] = ranks
-        return cls(nodes, values.reshape(nodes * nodes, -1))
+            values[pairs, column] = _unit_ranks(_symmetric(matrix, name), name, pairs)
+        values += values.swapaxes(0, 1)
+        return found
 
 
-def _unit_ranks(similarity: ArrayLike, name: str) -> NDArray[np.float64]:
-    """(pairs,) ranks of the pairs i < j, row by row, less their mean and scaled to norm 1."""
-    from scipy.stats import rankdata  # here, as it is slow to import
-
+def _symmetric(similarity: ArrayLike, name: str) -> NDArray[np.float64]:
+    """A similarity (n, n), checked off its diagonal."""
     similarity = np.asarray(similarity, dtype=np.float64)
     if similarity.ndim != 2 or len(set(similarity.shape)) != 1 or len(similarity) < 3:
         raise DataError(f"{name} has shape {similarity.shape}; (n, n) with n >= 3 is needed")
-    pairs = np.triu(np.ones(similarity.shape, bool), k=1)
-    values = similarity[pairs]
-    if not np.isfinite(values).all() or not np.allclose(values, similarity.T[pairs], atol=1e-6):
+    above = np.triu(np.ones(similarity.shape, bool), k=1)
+    values = similarity[above]
+    if not np.isfinite(values).all() or not np.allclose(values, similarity.T[above], atol=1e-6):
         raise DataError(f"{name} is not finite and symmetric; symmetrize it or drop those inputs")
+    return similarity
+
+
+def _unit_ranks(similarity: NDArray, name: str, pairs: NDArray) -> NDArray[np.float64]:
+    """Ranks of the pairs (n, n) that count, row by row, less their mean and scaled to norm 1."""
+    from scipy.stats import rankdata  # here, as it is slow to import
+
+    values = similarity[pairs]
+    if not values.size:
+        raise DataError(f"{name}: all nodes are of one group; at least two are needed")
     if np.ptp(values) == 0:
         raise DataError(f"{name} is {values[0]:g} for every pair; ranks need values that differ")
     ranks = rankdata(values)

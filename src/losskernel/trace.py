@@ -176,8 +176,8 @@ def concatenate(traces: list[LossTrace], dimension: str = "chain") -> LossTrace:
     """Join traces of the same probe and inputs along ``chain`` (or ``draw``).
 
     Raises:
-        TraceError: they differ in probe settings, weights, inputs or, along ``chain``, draws (along
-            ``draw``, chains), repeat a chain, or there are none.
+        TraceError: they differ in probe settings, weights, inputs, loss function or, along
+            ``chain``, draws (along ``draw``, chains), repeat a chain (a seed), or there are none.
     """
     if not traces:
         raise TraceError("no traces to join; give at least one")
@@ -189,6 +189,17 @@ def concatenate(traces: list[LossTrace], dimension: str = "chain") -> LossTrace:
                     f"traces differ in {key} ({first.get(key)}, {other.get(key)}); "
                     "join only draws of one probe distribution"
                 )
+        if "loss" in first and "loss" in other and first["loss"] != other["loss"]:
+            raise TraceError(
+                f"traces differ in their loss function ({first['loss']}, {other['loss']}); join "
+                "only draws of one"
+            )
+    seeds = [trace.attributes.get("seed") for trace in traces]
+    if dimension == "draw" and None not in seeds and len(set(seeds)) < len(seeds):
+        raise TraceError(
+            f"traces repeat the seed {seeds[0]}, and with it their draws; to add draws to a run, "
+            "continue its journal"
+        )
     for name in (name for name in DIMENSIONS if name != dimension):
         for trace in traces[1:]:
             here, there = traces[0].dataset.indexes[name], trace.dataset.indexes[name]

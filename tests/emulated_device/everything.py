@@ -25,6 +25,7 @@ from losskernel.models.features import penultimate_features
 from losskernel.models.transformer import ArithmeticTransformer
 from losskernel.per_sample_gradients import gradient_norms, per_sample_gradients
 from losskernel.pilot import propose_probe
+from losskernel.seeds import fill_normal, torch_seed
 from losskernel.training import TrainingSettings, train
 
 PROBE = Probe(n_beta=10, gamma=1e3, step_size=1e-4)
@@ -115,7 +116,19 @@ def everything(device: str) -> dict[str, np.ndarray]:
             progress=False,
         )
         found["training with checkpoints"] = np.array(history.loss)
-    return found
+    return found | {"noise": pieces(device)}
+
+
+def pieces(device: str) -> np.ndarray:
+    """Noise of more numbers than a GPU may have threads, which is drawn a piece at a time."""
+    count = 2 * 2**15 + 100
+    if device == "cpu":
+        generator = torch.Generator().manual_seed(torch_seed(0, "noise", 1, 2))
+        parts = torch.empty(count).split(2**15)
+        return torch.cat([part.normal_(generator=generator) for part in parts]).numpy()
+    noise = torch.empty(count, device=device)
+    fill_normal(noise, torch.Generator(device), 0, 1, 2)
+    return noise.cpu().numpy()
 
 
 def main(library: str, output: str) -> None:

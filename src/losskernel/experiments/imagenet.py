@@ -20,7 +20,7 @@ from torch import Tensor
 from losskernel.data.images import WnidImages, imagenet_wnids, load_images
 from losskernel.files import atomic_path
 from losskernel.hierarchy import Hierarchy
-from losskernel.inputs import fingerprint
+from losskernel.inputs import state_fingerprint
 from losskernel.linear_response import linear_part, write_coupled_displacements
 from losskernel.models.features import penultimate_features
 from losskernel.models.loader import Classifier, load_classifier
@@ -156,7 +156,7 @@ def evaluate(settings: dict, output: Path) -> None:
         "top1": (top5[:, 0] == labels).float().mean().item(),
         "top5": (top5 == labels[:, None]).any(1).float().mean().item(),
         "cross_entropy": cross_entropy(logits, labels).mean().item(),
-        "weights_sha256": fingerprint([*classifier.model.state_dict().values()]),
+        "weights_sha256": state_fingerprint(classifier.model),
     }
     with atomic_path(output) as temporary:
         temporary.write_text(json.dumps(result, indent=1))

@@ -46,6 +46,7 @@ def linear(gradients: Path, displacements: list[Path], output: Path) -> None:
         output,
         linear=linear_part(loaded, displacements),
         probe=np.array([probe.n_beta, probe.gamma, probe.step_size]),
+        inputs_sha256=loaded.inputs_sha256,
         weights_sha256=loaded.weights_sha256,
     )
 
@@ -74,12 +75,14 @@ def kernel(
 
 def _read(path: Path, name: str, trace: LossTrace) -> np.ndarray:
     with np.load(path) as stored:
-        here, there = str(stored["weights_sha256"]), trace.attributes.get("weights_sha256")
-        if here != there:
-            raise TraceError(
-                f"{path}: made with other weights ({here}) than the trace ({there}); "
-                "make both from one model"
-            )
+        for key, said in (("weights_sha256", "weights"), ("inputs_sha256", "inputs")):
+            here = str(stored[key]) if key in stored else "unknown"
+            there = trace.attributes.get(key)
+            if here != there:
+                raise TraceError(
+                    f"{path}: made with other {said} ({here}) than the trace ({there}); "
+                    "make both from the same"
+                )
         return stored[name]
 
 

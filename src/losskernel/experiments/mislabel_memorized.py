@@ -30,7 +30,7 @@ from losskernel.errors import ConfigError
 from losskernel.experiments import mislabel_setup as setup
 from losskernel.experiments.mislabel_setup import Problem
 from losskernel.files import atomic_path, write_csv
-from losskernel.inputs import fingerprint
+from losskernel.inputs import state_fingerprint
 from losskernel.kernel import nearest_neighbors, self_covariance
 from losskernel.mislabel import detection, flip_labels, opposed_inputs, vote
 from losskernel.models.features import penultimate_features
@@ -93,7 +93,7 @@ def features(settings: dict, output: Path) -> None:
         arrays[f"{name}_features"] = found.numpy().astype(np.float16)
         arrays[f"{name}_label"] = images.labels.numpy().astype(np.int16)
     source = {key: settings[key] for key in ("model", "image_size")} | {
-        "weights_sha256": fingerprint([*classifier.model.state_dict().values()]),
+        "weights_sha256": state_fingerprint(classifier.model),
         "archive": Path(settings["archive"]).name,
     }
     with atomic_path(output) as temporary:

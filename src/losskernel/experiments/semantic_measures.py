@@ -79,12 +79,25 @@ class Measures:
         return np.arange(1, self.tree.lowest_common_hypernym_depth.max() + 1)
 
     @cached_property
-    def pairs(self) -> MirroredRanks:
-        """Ranks of the similarity by each of `MEASURES`, then of that of the features."""
+    def pairs(self) -> tuple[MirroredRanks, MirroredRanks]:
+        """Ranks of the similarity by each of `MEASURES`, and of that of the features.
+
+        Inputs of one class are as similar as can be to the hierarchy: they do not count as pairs,
+        and trade places together. To the features each input is its own.
+        """
         own = np.ix_(self.labels, self.labels)
         tree = self.tree
         matrices = (tree.path_similarity, tree.wu_palmer, tree.lowest_common_hypernym_depth)
-        return MirroredRanks.of([*(matrix[own] for matrix in matrices), self.features])
+        by_class = MirroredRanks.of([matrix[own] for matrix in matrices], self.labels)
+        return by_class, MirroredRanks.of([self.features])
+
+    def _rank_correlations(self, variants: list[np.ndarray], permutations: int = 0):
+        """`rank_correlations` with both, side by side."""
+        found = [
+            rank_correlations(variants, pairs, permutations=permutations, seed=self.seed)
+            for pairs in self.pairs
+        ]
+        return tuple(np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
 
     @cached_property
     def _groups(self) -> dict[int, np.ndarray]:
@@ -119,7 +132,7 @@ class Measures:
         """Every statistic of one similarity."""
         graphs = graphs or self.graphs(similarity)
         variants = _variants(similarity)
-        ranks, _ = rank_correlations(list(variants.values()), self.pairs)
+        ranks, _ = self._rank_correlations(list(variants.values()))
         found = {ALIGNMENT: cka(similarity, self.features)} | self._rank_rows(variants, ranks)
         for prefix, ks, graph in self._prefixed(graphs):
             found |= self._neighbor_rows(prefix, ks, self._neighbors(graph, ks))
@@ -136,9 +149,7 @@ class Measures:
         """
         graphs = graphs or self.graphs(similarity)
         variants = _variants(similarity)
-        _, samples = rank_correlations(
-            list(variants.values()), self.pairs, permutations=permutations, seed=self.seed
-        )
+        _, samples = self._rank_correlations(list(variants.values()), permutations)
         quantiles = np.quantile(samples, LEVELS, axis=0)
         found = [self._rank_rows(variants, ranks) for ranks in quantiles]
         for prefix, ks, graph in self._prefixed(graphs):

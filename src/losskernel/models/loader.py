@@ -125,8 +125,12 @@ def _torchvision(name: str, pretrained: bool, image_size: int | None, outputs: i
     model = torchvision.models.get_model(name, weights=weights if pretrained else None, **options)
     if getattr(model, "aux_logits", False):  # training heads, absent from pretrained weights
         model.aux_logits, model.aux1, model.aux2 = False, None, None
-    size = {"crop_size": image_size} if image_size else {}
-    return model, weights.transforms(**size)
+    preprocess = weights.transforms()
+    if image_size:  # the whole image scaled along, or the crop would have a border, or be a detail
+        scale = image_size / preprocess.crop_size[0]
+        resized = round(preprocess.resize_size[0] * scale)
+        preprocess = weights.transforms(crop_size=image_size, resize_size=resized)
+    return model, preprocess
 
 
 def _timm(name: str, pretrained: bool, image_size: int | None, outputs: int | None = None):
