@@ -167,6 +167,7 @@ def search(table: Path, output: Path, output_png: Path) -> None:
                 index="setup", columns="probe", values=column, dropna=False
             ).reindex(index=setups, columns=columns)
             auc = column.startswith("auc")
+            grid.index = [name.replace("_", " ") for name in grid.index]
             sns.heatmap(
                 grid,
                 ax=axis,
@@ -174,8 +175,8 @@ def search(table: Path, output: Path, output_png: Path) -> None:
                 fmt=".2f",
                 annot_kws={"size": 7},
                 cmap="RdBu_r" if auc else "cividis",
-                vmin=0 if auc else None,
-                vmax=1 if auc else None,
+                vmin=0 if auc else rows[column].min(),
+                vmax=1 if auc else rows[column].max(),
                 center=0.5 if auc else None,
                 xticklabels=1,
                 yticklabels=1,

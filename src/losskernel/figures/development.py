@@ -17,6 +17,7 @@ from losskernel.figures.style import (
     BLUE,
     GRAY,
     GREEN,
+    HIERARCHY,
     ORANGE,
     PURPLE,
     SKY,
@@ -96,7 +97,7 @@ def _every_other(depths: pd.Series) -> np.ndarray:
 def _scatter(axis, data: dict, points: np.ndarray):
     axis.set(xticks=[], yticks=[])
     return axis.scatter(
-        *points.T, c=data["position"], cmap="turbo", s=7, vmin=0, vmax=1, linewidths=0
+        *points.T, c=data["position"], cmap=HIERARCHY, s=7, vmin=0, vmax=1, linewidths=0
     )
 
 

@@ -19,6 +19,7 @@ from losskernel.figures.style import (
     DIVERGING,
     GRAY,
     GREEN,
+    HIERARCHY,
     ORANGE,
     PURPLE,
     SKY,
@@ -45,7 +46,6 @@ CONTROLS = {
     "tiny": "trained network, Tiny ImageNet",
     "tiny_untrained": "untrained network, Tiny ImageNet",
 }
-HIERARCHY = "turbo"  # many groups in a row need many hues; the order carries over without color
 # Dashed: the covariance of the draws alone, without the control variate.
 CURVES = {
     "to final": {"color": BLUE, "marker": "o"},
@@ -71,7 +71,7 @@ def map(arrays: Path, regions: Path, output: Path, output_png: Path) -> None:
     table = pd.read_csv(regions)
     kernel, points = str(data["kernels"][0]), data["embeddings"][0]
     table = table[table.kernel == kernel].set_index("region")
-    figure = plt.figure(figsize=(17, 9.4))
+    figure = plt.figure(figsize=(14, 8.4))
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.05])
     axis, insets = left.subplots(), right.subplots(3, 3).ravel()
     drawn = _scatter(axis, points, data, size=12)
@@ -138,7 +138,7 @@ def _densest(points: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, float]
     return members[best], max(1.08 * float(half[best]), 0.02 * float(np.ptp(points)))
 
 
-def _enlarge(axis, points, inside, data, center, width, names: int = 16) -> None:
+def _enlarge(axis, points, inside, data, center, width, names: int = 9) -> None:
     """Members in color and by name, as many as can be read; all others gray."""
     axis.scatter(*points[~inside].T, s=6, color="0.8", linewidths=0)
     _scatter(axis, points[inside], {"position": data["position"][inside]}, size=16)
@@ -152,7 +152,7 @@ def _enlarge(axis, points, inside, data, center, width, names: int = 16) -> None
             points[i],
             xytext=(0, 2),
             textcoords="offset points",
-            fontsize=5.5,
+            fontsize=7,
             ha="left" if across < -0.6 else "right" if across > 0.6 else "center",
             va="bottom",
             clip_on=True,
@@ -178,7 +178,7 @@ def _hierarchy_bar(figure, drawn, axes, data: dict, location: str) -> None:
     where = [float(np.median(data["position"][data["group"] == g])) for g in present]
     order = np.argsort(where)
     # Names nearer than this would lie on each other.
-    far = np.diff(np.array(where)[order], prepend=-1) > 0.02
+    far = np.diff(np.array(where)[order], prepend=-1) > 0.035
     present, where = ([values[i] for i in order[far]] for values in (present, where))
     turned = {"rotation": 30, "ha": "right"} if location == "bottom" else {}
     names = [str(data["group_names"][g]) for g in present]
@@ -191,12 +191,12 @@ def kernels(arrays: Path, output: Path, output_png: Path) -> None:
     with np.load(arrays) as stored:
         data = dict(stored)
     count = len(data["kernels"])
-    figure, axes = plt.subplots(1, count, figsize=(5.6 * count + 1, 5.6), squeeze=False)
+    figure, axes = plt.subplots(1, count, figsize=(4.2 * count + 1, 4.4), squeeze=False)
     for axis, name, points in zip(axes[0], data["kernels"], data["embeddings"], strict=True):
         drawn = _scatter(axis, points, data, size=9)
-        for i in _spread_out(points, np.arange(len(points)), 30):
+        for i in _spread_out(points, np.arange(len(points)), 14):
             axis.annotate(
-                str(data["class_name"][i]), points[i], fontsize=5.5, ha="center", va="bottom"
+                str(data["class_name"][i]), points[i], fontsize=7.5, ha="center", va="bottom"
             )
         axis.set(xlabel="UMAP 1", ylabel="UMAP 2", title=_map_title(str(name), data))
     _hierarchy_bar(figure, drawn, axes, data, location="right")
@@ -338,10 +338,10 @@ def lift(statistics: Path, output: Path, output_png: Path) -> None:
 
 
 def semantics(statistics: Path, regions: Path, output: Path, output_png: Path) -> None:
-    """Rank correlation, alignment, clusters and regions by kernel, with errors and nulls."""
+    """Rank correlations, clusters and regions by kernel, with errors and nulls."""
     apply_style()
     table = pd.read_csv(statistics)
-    figure, axes = plt.subplots(2, 3, figsize=(15.5, 8.2))
+    figure, axes = plt.subplots(2, 3, figsize=(14, 8.2))
     measures = {"path": "path", "wu_palmer": "Wu-Palmer", "lch_depth": "depth of\nhypernym"}
     for axis, prefix, title in (
         (axes[0, 0], "spearman", "R against WordNet similarity"),
@@ -352,14 +352,14 @@ def semantics(statistics: Path, regions: Path, output: Path, output_png: Path) -
         axis.set_xticks(range(len(measures)), list(measures.values()))
         axis.set(ylabel="Spearman correlation", title=title)
     alignments = {
-        "cka_features": "CKA\n(with diagonal)",
-        "spearman_features": "Spearman\nof R",
-        "spearman_magnitude_features": "Spearman\nof |R|",
+        "spearman_features": "R",
+        "spearman_magnitude_features": "|R|",
     }
+    # Not CKA: its diagonal, 1 in every kernel, outweighs the rest.
     rows = table[table.statistic.isin(alignments) & (table.kernel != "penultimate features")]
     _dots(axes[0, 2], rows, list(alignments), "statistic")
     axes[0, 2].set_xticks(range(len(alignments)), list(alignments.values()))
-    axes[0, 2].set(ylabel="alignment", title="Alignment with penultimate features")
+    axes[0, 2].set(ylabel="Spearman correlation", title="Agreement with the kernel of the features")
     for axis, name, title in (
         (axes[1, 0], "ami", "Clusters against groups: adjusted mutual information"),
         (axes[1, 1], "purity", "Clusters against groups: purity"),
@@ -396,7 +396,7 @@ def semantics(statistics: Path, regions: Path, output: Path, output_png: Path) -
         loc="outside lower center",
         ncols=len(handles),
         frameon=False,
-        title="whiskers: ± 2 s.e. over draws (exact kernels have none); gray bars: 95 % of label "
+        title="whiskers: ± s.e. over draws (exact kernels have none); gray bars: 95 % of label "
         "permutations",
     )
     save_figure(figure, output, output_png)
@@ -421,7 +421,7 @@ def _dots(axis, rows: pd.DataFrame, categories: list, column: str) -> None:
         axis.errorbar(
             x,
             own.value,
-            yerr=2 * own.standard_error.fillna(0),
+            yerr=own.standard_error.fillna(0),
             color=style["color"],
             marker=style["marker"],
             linestyle="",
@@ -438,7 +438,12 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
     kept = table[(table.pairs == "kept") & (table.statistic == "same_label_share")]
     several = [c for c in table.control.unique() if kept[kept.control == c].value.max() > 0]
     names = list(table.control.unique())
-    figure, axes = plt.subplots(1, 1 + len(names), figsize=(3.6 * (1 + len(names)), 4.2))
+    columns = min(3, 1 + len(names))
+    lines = -(-(1 + len(names)) // columns)
+    figure, grid = plt.subplots(lines, columns, figsize=(4.3 * columns, 4 * lines), squeeze=False)
+    axes = grid.ravel()
+    for axis in axes[1 + len(names) :]:
+        axis.remove()
     for control in several:
         for kernel, rows in kept[kept.control == control].groupby("kernel", sort=False):
             style = STYLES[kernel] | {"linestyle": "--" if "untrained" in control else "-"}
@@ -457,13 +462,13 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
     )
     axes[0].set_yticks(np.arange(0, 1.01, 0.2))
     log_axis(axes[0].xaxis, table.k.min(), table.k.max())
-    axes[0].legend(frameon=False, fontsize=6.5, loc="upper right")
+    axes[0].legend(frameon=False, fontsize="small", loc="upper right")
     lifts = table[(table.statistic == "lift") & (table.value > 0)]
     ks = sorted(lifts.k.unique())
     k = 10 if 10 in ks else ks[-1]
     lifts = lifts[lifts.k == k]
     top = 4 * lifts.value.max()  # room for the legend
-    for axis, control in zip(axes[1:], names, strict=True):
+    for axis, control in zip(axes[1:], names, strict=False):
         own = lifts[lifts.control == control]
         for (kernel, pairs), rows in own.groupby(["kernel", "pairs"], sort=False):
             if pairs == "kept" and control not in several:
@@ -490,7 +495,7 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
             ylabel=f"lift of the {k:g} nearest (1 = chance)",
             title=CONTROLS[control],
         )
-        axis.legend(frameon=False, fontsize=6.5, loc="upper left")
+        axis.legend(frameon=False, fontsize="small", loc="upper left")
     save_figure(figure, output, output_png)
 
 
@@ -500,10 +505,22 @@ def convergence(convergence: Path, trace: Path, output: Path, output_png: Path) 
     table, loaded = pd.read_csv(convergence), LossTrace.load(trace)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     for kind, rows in table.groupby("kind", sort=False):
-        axes[0].plot(rows.draws, rows.cka, markersize=3, label=kind, **CURVES[kind])
+        axes[0].plot(
+            rows.draws,
+            rows.cka,
+            markersize=3,
+            label=kind.replace("to final", "to the whole run"),
+            **CURVES[kind],
+        )
     axes[0].set(xlabel="draws a chain", ylabel="CKA of R", ylim=(0, 1.02), title="Convergence")
     log_axis(axes[0].xaxis, table.draws.min(), table.draws.max())
-    axes[0].legend(frameon=False, fontsize="small")
+    both = table.kind.str.endswith("draws alone").any()
+    axes[0].legend(
+        frameon=False,
+        fontsize="small",
+        title="with the control variate, or draws alone" if both else None,
+        title_fontsize="small",
+    )
     mean = loaded.dataset["loss"].mean("input")
     for chain in mean.chain.values:
         axes[1].plot(mean.draw, mean.sel(chain=chain), linewidth=0.8, label=f"chain {chain}")
