@@ -22,6 +22,7 @@ include: "workflow/rules/gain.smk"
 include: "workflow/rules/precision.smk"
 include: "workflow/rules/mislabel.smk"
 include: "workflow/rules/development.smk"
+include: "workflow/rules/gamma_sweep_small.smk"
 include: "workflow/rules/compare.smk"
 
 
@@ -36,6 +37,7 @@ rule all:
         rules.imagenet_neighbors.output,
         rules.imagenet_claims.output,
         figures("gamma_sweep") if sweep["include"] else [],
+        figures("gamma_sweep_small") if sweep["include"] and tiny["enabled"] else [],
         figures("gain"),
         rules.precision_compare.output if IMAGES and precision["precisions"] else [],
         figures(*MISLABEL_FIGURES),

@@ -290,3 +290,48 @@ def test_the_figure_is_drawn_without_a_limit_too(folder, tmp_path):
     )
     with Image.open(tmp_path / "f.png") as image:
         assert np.asarray(image.convert("L")).std() > 10
+
+
+@pytest.fixture(scope="module")
+def small(folder, tmp_path_factory):
+    """The same traces as if of a step size of 0.5 / gamma, without linear parts."""
+    output = tmp_path_factory.mktemp("small")
+    for chain, gamma in enumerate(GAMMAS):
+        dataset = LossTrace.load(folder / f"{chain}.nc").dataset.drop_vars("linear")
+        probe = {"n_beta": 10.0, "gamma": gamma, "step_size": 0.5 / gamma}
+        dataset.attrs["probe"] = json.dumps(probe)
+        LossTrace(dataset).save(output / f"{chain}.nc")
+    settings = SETTINGS | {"base": {"n_beta": 10.0, "gamma": 0, "step_size": 0}}
+    traces = [output / f"{chain}.nc" for chain in range(len(GAMMAS))]
+    return analyze(folder, output, settings=settings, traces=traces)
+
+
+def test_settings_of_one_relaxation_are_a_line(small, metrics):
+    table = pd.read_csv(small / "trends.csv")
+    assert table.step_size.isna().all() and set(table.settings) == {len(GAMMAS)}
+    row = table[(table.estimator == "draws alone") & (table.statistic == "hierarchy_lift")].iloc[0]
+    lift = value(metrics, "draws alone", "hierarchy_lift").loc[list(GAMMAS)]
+    # Values do not depend on the step size that is named.
+    assert row.change == pytest.approx(lift.iloc[-1] - lift.iloc[0], rel=1e-4)
+    estimators = set(pd.read_csv(small / "metrics.csv").estimator.dropna())
+    assert estimators == {"draws alone", "exact limit"}
+    pairs_of = pd.read_csv(small / "cka.csv")
+    assert pairs_of.adjacent.sum() == len(GAMMAS) - 1
+
+
+def test_claims_of_the_small_network(small):
+    settings = {"neighbors": 5, "discard": 4, "training_seed": 1, "n_beta": 10, "relaxation": 0.5}
+    tables = [small / f"{name}.csv" for name in ("metrics", "trends", "regimes")]
+    gamma_claims.small(*tables, settings | {"chains": 1, "draws": DRAWS}, small / "claims.csv")
+    claims = pd.read_csv(small / "claims.csv").set_index("id")
+    assert list(claims.index) == ["gamma.small_hierarchy", "gamma.small_colour"]
+    assert claims.reproduced["gamma.small_colour"] < 0 < claims.reproduced["gamma.small_hierarchy"]
+    assert claims.verdict["gamma.small_hierarchy"].startswith("holds at this scale (")
+    assert "5 values of gamma" in claims.setting["gamma.small_colour"]
+
+
+def test_the_figure_of_the_small_network(small):
+    files = small / "metrics.csv", small / "regimes.csv"
+    figure.small(*files, SETTINGS, small / "f.pdf", small / "f.png")
+    with Image.open(small / "f.png") as image:
+        assert np.asarray(image.convert("L")).std() > 10

@@ -32,6 +32,7 @@ EXPERIMENTS = (
     "semantic",
     "semantic_reports",
     "gamma_sweep",
+    "gamma_sweep_small",
     "gamma_claims",
     "gain",
     "precision",

@@ -18,7 +18,9 @@ from losskernel.trace import LossTrace
 
 SCRIPT = ROOT / "workflow/cluster/slurm.sh"
 SAMPLING = {"arithmetic_sample", "arithmetic_search_setup", "imagenet_sample", "precision_sample"}
-SAMPLING |= {"gamma_sweep_sample"}
+SAMPLING |= {"gamma_sweep_sample", "gamma_sweep_small_sample"}
+# The gradients of the images, and the noise of the chains drawn again.
+ON_GPU = SAMPLING | {"imagenet_gradients", "imagenet_join", "gamma_sweep_join"}
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin"
@@ -70,7 +72,7 @@ def test_the_script_says_in_one_line_what_is_wrong(arguments, message):
 def test_every_job_asks_for_memory_and_time_and_a_sampling_job_on_cuda_for_a_gpu(copy):
     on_cuda = "{sampling: {device: cuda}, search: {sampling: {device: cuda}}}"
     devices = ("--config", f"arithmetic={on_cuda}", "imagenet={sampling: {device: cuda}}")
-    devices += ("gamma_sweep={sampling: {device: cuda}}",)
+    devices += ("gamma_sweep={sampling: {device: cuda}, small: {sampling: {device: cuda}}}",)
     status, said = copy.snakemake("all", "--dry-run", *SMOKE, *devices)
     assert status == 0, said
     jobs = re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", said, re.MULTILINE)
@@ -80,7 +82,7 @@ def test_every_job_asks_for_memory_and_time_and_a_sampling_job_on_cuda_for_a_gpu
             continue
         asked = dict(part.split("=") for part in resources.split(", "))
         assert int(asked["mem_mb"]) >= 1000 and int(asked["runtime"]) >= 5, (rule, resources)
-        assert asked.get("gpu", "0") == ("1" if rule in SAMPLING else "0"), (rule, resources)
+        assert asked.get("gpu", "0") == ("1" if rule in ON_GPU else "0"), (rule, resources)
 
 
 @pytest.mark.slurm

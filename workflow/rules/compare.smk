@@ -6,6 +6,7 @@ CLAIMS = [
     *rules.imagenet_claims.output,
     *rules.mislabel_claims.output,
     *(rules.gamma_sweep_claims.output if sweep["include"] else []),
+    *(rules.gamma_sweep_small_claims.output if sweep["include"] and tiny["enabled"] else []),
     *(rules.development_claims.output if tiny["enabled"] else []),
 ]
 

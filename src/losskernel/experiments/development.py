@@ -21,6 +21,7 @@ import json
 import logging
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -151,19 +152,12 @@ def sample(
     probe inputs are validation images, the first of each class; minibatch gradients come from
     training images, the first of each class.
     """
-    size, crop = settings["image_size"], settings["crop"]
-    train_images = load_tiny_imagenet(archive, "train", settings["gradient_per_class"], size)
-    validation = load_tiny_imagenet(archive, "val", image_size=size)
-    data = (center_crop(train_images.pixels, crop).contiguous(), train_images.labels)
-    model = _probed(settings, folder, step, data[0], len(train_images.wnids))
-    accuracy = _accuracy(model, center_crop(validation.pixels, crop), validation.labels)
-    names, labels, shown = _first_of_each_class(validation, settings["probe_per_class"])
-    probe_data = (center_crop(shown, crop).contiguous(), labels)
-    coordinates = {
-        "label": labels.numpy(),
-        "wnid": np.array(validation.wnids)[labels.numpy()],
-        "name": names,
-    }
+    validation = load_tiny_imagenet(archive, "val", image_size=settings["image_size"])
+    problem = probed(settings, archive, folder, step, validation)
+    model, data, probe_data = problem.model, problem.data, problem.probe_data
+    shown = center_crop(validation.pixels, settings["crop"])
+    accuracy = _accuracy(model, shown, validation.labels)
+    coordinates = problem.coordinates
     probes, pilot = _probes(settings, model, probe_data)
     attributes = {"network": network, "step": step} | accuracy
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +202,43 @@ def sample(
         )
 
 
-def _probed(settings: dict, folder: Path, step: int, pixels: Tensor, classes: int) -> FromPixels:
+@dataclass(frozen=True)
+class Probed:
+    """A checkpoint's network, what its gradients come from, and the inputs of its kernel.
+
+    Attributes:
+        model: called with pixels.
+        data: pixels and labels of training images.
+        probe_data: those of validation images.
+        coordinates: ``label``, ``wnid`` and ``name`` of the latter.
+    """
+
+    model: FromPixels
+    data: tuple[Tensor, Tensor]
+    probe_data: tuple[Tensor, Tensor]
+    coordinates: dict[str, np.ndarray]
+
+
+def probed(
+    settings: dict, archive: Path, folder: Path, step: int, validation: LabeledImages
+) -> Probed:
+    """What is sampled at a checkpoint: the first images of each class."""
+    size, crop = settings["image_size"], settings["crop"]
+    train_images = load_tiny_imagenet(archive, "train", settings["gradient_per_class"], size)
+    data = (center_crop(train_images.pixels, crop).contiguous(), train_images.labels)
+    model = _network_of(settings, folder, step, data[0], len(train_images.wnids))
+    names, labels, shown = _first_of_each_class(validation, settings["probe_per_class"])
+    coordinates = {
+        "label": labels.numpy(),
+        "wnid": np.array(validation.wnids)[labels.numpy()],
+        "name": names,
+    }
+    return Probed(model, data, (center_crop(shown, crop).contiguous(), labels), coordinates)
+
+
+def _network_of(
+    settings: dict, folder: Path, step: int, pixels: Tensor, classes: int
+) -> FromPixels:
     """The network of a checkpoint, with fresh statistics merged into its convolutions."""
     model = _network(settings, classes, 0)
     model.load_state_dict(Checkpoint.load(checkpoint_path(folder, step)).model)

@@ -38,22 +38,6 @@ def claims(
         f"{settings['chains']} chains x {settings['draws'] - settings['discard']} draws each"
     )
 
-    def told(statistic: str, sign: int, *estimators: str) -> str:
-        """In words: the trend of a statistic by each estimator that there is."""
-        found = [
-            (name, trend.loc[(name, statistic)])
-            for name in estimators
-            if (name, statistic) in trend.index
-        ]
-        return (
-            ", ".join(
-                f"{name} {_judged(row, sign)} ({row.change:+.3g} ± {row.change_error:.2g}, "
-                f"Spearman {row.spearman:+.2f}, p = {row.p:.2g})".strip()
-                for name, row in found
-            )
-            or "not resolved"
-        )
-
     def at(statistic: str, estimator: str = ALONE) -> str:
         """The values at both ends of the sweep and of the paper's."""
         chosen = sorted({gammas[0], low, high, gammas[-1]} & set(gammas))
@@ -89,7 +73,7 @@ def claims(
             "jackknife over draws or sd of renamed inputs, whichever is larger",
             f"{_judged(row, sign)} at this scale ({at(lift)}{limit}), Spearman "
             f"{row.spearman:+.2f}, p = {row.p:.2g}{corrected(lift)}; lift of squared R, "
-            f"without noise: {told(f'{kind}_squared_lift', sign, ALONE, CORRECTED)}",
+            f"without noise: {_told(trend, f'{kind}_squared_lift', sign, ALONE, CORRECTED)}",
         )
     row = trend.loc[("", "autocorrelation_draws")]
     first, last = (
@@ -106,16 +90,74 @@ def claims(
         f"{_judged(row, -1)} at this scale: {first.value:.3g} draws at {gammas[0]:g}, "
         f"{last.value:.3g} at {gammas[-1]:g}, Spearman {row.spearman:+.2f}, p = {row.p:.2g}; draws "
         f"until the mean loss has settled (of {settings['draws']}): {at('settled_draws', '')}, "
-        f"{told('settled_draws', -1, '')}; draws to CKA {settings['cka_level']:g} with the final "
-        f"kernel: {told('cka_draws', -1, '')}; share of its stationary variance that a free weight "
-        f"reaches: {at('variance_reached', '')}",
+        f"{_told(trend, 'settled_draws', -1, '')}; draws to CKA {settings['cka_level']:g} with the "
+        f"final kernel: {_told(trend, 'cka_draws', -1, '')}; share of its stationary variance that "
+        f"a free weight reaches: {at('variance_reached', '')}",
     )
+    write_claims(found, output)
+
+
+def small(metrics: Path, trends: Path, regimes: Path, settings: dict, output: Path) -> None:
+    """What the sweep of the small network says of the first two; judged as those of :func:`claims`.
+
+    Its step size falls with gamma, so that all chains mix alike.
+    """
+    values = pd.read_csv(metrics).fillna({"estimator": ""})
+    limits = values[values.estimator == LIMIT].set_index("statistic").value
+    values = values[np.isfinite(values.gamma)]
+    gammas = np.sort(values.gamma.unique())
+    cells = values.set_index(["estimator", "statistic", "gamma"])
+    trend = pd.read_csv(trends).fillna({"estimator": ""})
+    trend = trend[(trend.along == "gamma") & trend.step_size.isna()]
+    trend = trend.set_index(["estimator", "statistic"])
+    listed = ", ".join(
+        f"{row.gamma:g} {row.regime}"
+        for row in pd.read_csv(regimes).sort_values("gamma").itertuples()
+    )
+    found = {}
+    for name, kind, sign in (("hierarchy", "hierarchy", 1), ("colour", "color", -1)):
+        lift = f"{kind}_lift"
+        row = trend.loc[(ALONE, lift)]
+        along = ", ".join(
+            f"{cells.loc[(ALONE, lift, gamma)].value:.3g} at {gamma:g}" for gamma in gammas
+        )
+        found[f"gamma.small_{name}"] = claim(
+            row.change,
+            row.change_error,
+            len(gammas),
+            f"lift of {settings['neighbors']} neighbors by the draws alone; last checkpoint of "
+            f"network {settings['training_seed']} of development (Tiny ImageNet), n_beta="
+            f"{settings['n_beta']:g}, eps gamma={settings['relaxation']:g}, {settings['chains']} "
+            f"chains x {settings['draws'] - settings['discard']} draws at each of {len(gammas)} "
+            "values of gamma; spread: jackknife over draws or sd of renamed inputs, whichever is "
+            "larger",
+            f"{_judged(row, sign)} at this scale ({along}, exact limit {limits[lift]:.3g}), "
+            f"Spearman {row.spearman:+.2f}, p = {row.p:.2g}; lift of squared R, without noise: "
+            f"{_told(trend, f'{kind}_squared_lift', sign, ALONE)}; regimes: {listed}",
+        )
     write_claims(found, output)
 
 
 def _on_line(table: pd.DataFrame, base: dict) -> pd.DataFrame:
     """Rows of the settings that differ from ``base`` in gamma alone."""
     return table[(table.n_beta == base["n_beta"]) & (table.step_size == base["step_size"])]
+
+
+def _told(trend: pd.DataFrame, statistic: str, sign: int, *estimators: str) -> str:
+    """In words: the trend of a statistic by each estimator that there is."""
+    found = [
+        (name, trend.loc[(name, statistic)])
+        for name in estimators
+        if (name, statistic) in trend.index
+    ]
+    return (
+        ", ".join(
+            f"{name} {_judged(row, sign)} ({row.change:+.3g} ± {row.change_error:.2g}, "
+            f"Spearman {row.spearman:+.2f}, p = {row.p:.2g})".strip()
+            for name, row in found
+        )
+        or "not resolved"
+    )
 
 
 def _judged(row: pd.Series, sign: int) -> str:

@@ -117,7 +117,8 @@ def analyze(
     null of renamed inputs); ``output_regimes`` the
     regime of each setting; ``output_trends`` how each statistic changes along a sweep;
     ``output_cka`` every pair of settings. With ``limit``, estimates with the control variate stand
-    beside those of the draws alone, and the exact limit is the end of the sweep.
+    beside those of the draws alone if the traces have linear parts, and the exact limit is the end
+    of the sweep.
 
     Statistics: ``hierarchy_lift``, ``hierarchy_squared_lift``, ``hierarchy_contrast`` (at the first
     of ``settings["depths"]``; at further ones with the depth in the name) and ``color_*``: the lift
@@ -205,8 +206,9 @@ def _settings(traces: list[LossTrace], discard: int, limit: Path | None) -> list
                     if str(stored[key]) != told[key]:
                         raise TraceError(f"{limit}: another {key} than the traces; make it anew")
                 known = limit_kernel(stored["gram"], free)
-            linear = trace.dataset["linear"].values[~trace.diverged]
-            draws[CORRECTED] = Draws(trace.losses[:, kept], linear[:, kept], known, law)
+            if "linear" in trace.dataset:
+                linear = trace.dataset["linear"].values[~trace.diverged]
+                draws[CORRECTED] = Draws(trace.losses[:, kept], linear[:, kept], known, law)
         reached = np.diag(law).mean()
         whole = trace.losses[:, :fewest]
         found.append(_Setting(probe, trace.initial_loss, whole, draws, float(reached)))
@@ -382,12 +384,18 @@ def _rows(setting: _Setting):
 
 
 def _lines(sweep: list[_Setting], base: dict) -> dict[tuple[str, float], list[_Setting]]:
-    """Settings that differ in gamma alone, by step size, and those that differ in n_beta alone."""
+    """Settings that differ in gamma alone, by step size, and those that differ in n_beta alone.
+
+    Where the step size falls with gamma, so that ``eps gamma`` is the same and free weights forget
+    as fast at every gamma, the settings are a line too, under ``- eps gamma``.
+    """
     lines: dict[tuple[str, float], list[_Setting]] = {}
     for setting in sweep:
         probe = setting.probe
         if probe["n_beta"] == base["n_beta"]:
             lines.setdefault(("gamma", probe["step_size"]), []).append(setting)
+            product = -float(f"{probe['step_size'] * probe['gamma']:.6g}")
+            lines.setdefault(("gamma", product), []).append(setting)
         if probe["gamma"] == base["gamma"] and probe["step_size"] == base["step_size"]:
             lines.setdefault(("n_beta", probe["step_size"]), []).append(setting)
     return {
@@ -416,7 +424,7 @@ def _trends(sweep: list[_Setting], settings: dict) -> pd.DataFrame:
             rows.append(
                 {
                     "along": along,
-                    "step_size": step_size,
+                    "step_size": step_size if step_size > 0 else np.nan,
                     "estimator": key[0],
                     "statistic": key[1],
                     "settings": len(line),

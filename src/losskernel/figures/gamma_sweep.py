@@ -113,6 +113,54 @@ def sweep(
     save_figure(figure, output, output_png)
 
 
+def small(metrics: Path, regimes: Path, settings: dict, output: Path, output_png: Path) -> None:
+    """Three panels along gamma: lift by hierarchy at each depth, by color, and the mean loss."""
+    apply_style()
+    values, kinds = pd.read_csv(metrics).fillna({"estimator": ""}), pd.read_csv(regimes)
+    figure, axes = plt.subplots(1, 3, figsize=(12.5, 4))
+    first, *others = settings["depths"]
+    hierarchy = {first: "hierarchy_lift"} | {depth: f"hierarchy_lift_{depth}" for depth in others}
+    lifts = [
+        (axes[0], statistic, f"depth {depth}", color)
+        for (depth, statistic), color in zip(
+            sorted(hierarchy.items()), (SKY, BLUE, PURPLE, GREEN), strict=False
+        )
+    ]
+    for axis, statistic, label, color in [*lifts, (axes[1], "color_lift", "draws alone", ORANGE)]:
+        rows = values[values.statistic == statistic]
+        along = rows[(rows.estimator == ALONE)].sort_values("gamma")
+        _draw(axis, along, "gamma", color, label=label)
+        axis.fill_between(
+            along.gamma, along.null_low, along.null_high, color=color, alpha=0.2, lw=0
+        )
+        limit = rows[rows.estimator == LIMIT]
+        # Beyond the largest gamma, at the end of the axis.
+        axis.scatter([10 * along.gamma.max()], limit.value, marker="*", s=70, color=color)
+    for axis, title in zip(axes, ("by hierarchy", "by color"), strict=False):
+        axis.axhline(1, color="black", linewidth=0.6)
+        axis.scatter([], [], marker="*", s=70, color="black", label="exact limit (γ → ∞)")
+        axis.fill_between([], [], [], color="black", alpha=0.2, label="95 % of renamed inputs")
+        axis.set(
+            ylabel=f"lift of the {settings['neighbors']} nearest (1 = chance)",
+            title=f"Lift of neighbors {title}",
+        )
+        axis.set_ylim(top=1.15 * axis.get_ylim()[1])  # room for the legend
+        axis.legend(frameon=False, loc="upper center")
+    rise = values[values.statistic == "mean_loss_rise"].sort_values("gamma")
+    _draw(axes[2], rise, "gamma", VERMILION)
+    named = rise.merge(kinds, on="gamma")
+    for row in named[named.regime != named.regime.shift()].itertuples():  # where another begins
+        axes[2].annotate(
+            f"{row.regime} →", (row.gamma, row.value), xytext=(4, 6), textcoords="offset points"
+        )
+    axes[2].axhline(0, color="black", linewidth=0.6)
+    axes[2].margins(x=0.15, y=0.15)
+    axes[2].set(ylabel="rise of the mean loss (nats)", title="Loss under the probe, and regime")
+    for axis in axes:
+        _gamma_axis(axis)
+    save_figure(figure, output, output_png)
+
+
 def _draw(axis: Axes, rows: pd.DataFrame, x: str, color: str, step: int = 0, **options) -> None:
     marker, line = MARKERS[step]
     axis.errorbar(
