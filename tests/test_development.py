@@ -113,7 +113,7 @@ def test_the_state_holds_the_gram_matrix_of_the_traces_network(folder):
 def test_the_probed_network_is_the_trained_one_without_normalization(folder, tmp_path):
     images = development.load_tiny_imagenet(folder / "a.zip", "train", 3, 36, progress=False)
     pixels = development.center_crop(images.pixels, 32)
-    model = development._probed(SETTINGS, folder / "net", 6, pixels, 6)
+    model = development._network_of(SETTINGS, folder / "net", 6, pixels, 6)
     assert not any("norm" in name for name, _ in model.named_modules())
     shown = development.load_tiny_imagenet(folder / "a.zip", "val", 2, 36, progress=False)
     data = development.center_crop(shown.pixels, 32).contiguous(), shown.labels
