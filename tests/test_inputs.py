@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from losskernel.errors import DataError
-from losskernel.inputs import Inputs, fingerprint
+from losskernel.inputs import Inputs, fingerprint, leaves
 
 X, Y = torch.randn(7, 3), torch.arange(7)
 
@@ -73,3 +73,22 @@ def test_the_fingerprint_of_inputs_is_that_of_the_data_set_and_sees_their_order(
     assert Inputs(TensorDataset(*many)).fingerprint() == reference
     swapped = [part.roll(1, 0) for part in many]
     assert len({reference, Inputs(swapped).fingerprint(), Inputs(many[:1] * 2).fingerprint()}) == 3
+
+
+def test_text_counts_by_input():
+    class Items(Dataset):
+        def __init__(self, words):
+            self.words = words
+
+        def __len__(self):
+            return len(self.words)
+
+        def __getitem__(self, i):
+            return torch.tensor([i]), self.words[i]
+
+    words = ["one", "two", "three"]
+    ((x, y),) = Inputs(Items(words)).blocks(3)
+    assert list(y) == words and [len(leaf) for leaf in leaves(y)] == [3]
+    prints = {Inputs(Items(list(order))).fingerprint() for order in (words, words[::-1])}
+    assert len(prints) == 2
+    assert Inputs(Items(words)).fingerprint(targets_only=True) not in prints

@@ -513,7 +513,7 @@ def test_inputs_and_targets_in_dictionaries_and_tuples():
     def loss(output, target):
         return cross_entropy(output, target[0])
 
-    names = [str(i) for i in range(len(X))]
+    names = [f"input {i}" for i in range(len(X))]
     found = sample(Named(), Items(names), loss=loss, engine="sequential")
     plain = sample(engine="sequential")
     np.testing.assert_array_equal(found.losses, plain.losses)

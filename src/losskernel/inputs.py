@@ -113,8 +113,8 @@ class Inputs:
             return part.to(self.device, non_blocking=True)
         if isinstance(part, dict):
             return {key: self._sent(value) for key, value in part.items()}
-        if isinstance(part, (tuple, list)):
-            return type(part)(self._sent(value) for value in part)
+        if _holds_parts(part):
+            return [self._sent(value) for value in part]
         return part
 
 
@@ -122,16 +122,21 @@ def leaves(part: Any) -> list[Any]:
     """What a batch of inputs or targets holds: a tensor, or those in dictionaries and tuples."""
     if isinstance(part, dict):
         return [leaf for value in part.values() for leaf in leaves(value)]
-    if isinstance(part, (tuple, list)):
+    if _holds_parts(part):
         return [leaf for value in part for leaf in leaves(value)]
     return [part]
+
+
+def _holds_parts(batch: Any) -> bool:
+    """Whether it is a tuple or list of parts, such as tensors, and not of one text an input."""
+    return isinstance(batch, (tuple, list)) and not any(isinstance(v, str) for v in batch)
 
 
 def _rows(part: Any) -> Iterator[Any]:
     """The inputs, or targets, of a batch one by one."""
     if isinstance(part, dict):
         part = list(part.values())
-    if isinstance(part, (tuple, list)) and not isinstance(part[0], str):
+    if _holds_parts(part):
         return zip(*map(_rows, part), strict=True)
     return iter(part)
 
