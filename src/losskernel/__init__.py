@@ -38,6 +38,10 @@ _MODULES = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str):
     """Import a public name when it is first used: torch takes seconds, a figure does without it."""
     for module, names in _MODULES.items():

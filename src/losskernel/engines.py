@@ -52,8 +52,9 @@ def _frozen_copy(model: nn.Module, device: torch.device | str) -> nn.Module:
 def _checked(losses: Tensor, count: int) -> Tensor:
     if losses.shape != (count,):
         raise DataError(
-            f"loss: must return one value per input, shape ({count},), not {tuple(losses.shape)}; "
-            "pass reduction='none'"
+            f"loss: must return one value per input, for {count} of them shape ({count},), not "
+            f"{tuple(losses.shape)}; pass reduction='none', or average over what an input has "
+            "several of"
         )
     return losses
 

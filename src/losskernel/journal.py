@@ -85,7 +85,7 @@ class Journal:
             key = differing[0]
             raise TraceError(
                 f"{self.folder}: holds a run with {key} = {found.get(key)}, not "
-                f"{settings.get(key)}; delete the folder or choose another"
+                f"{settings.get(key)}; go on with what it was begun with, or choose another folder"
             )
 
     def _read_state(self) -> None:
