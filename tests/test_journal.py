@@ -54,7 +54,7 @@ def test_rows_past_the_last_state_are_cut_off(tmp_path, torn):
 @pytest.mark.parametrize("key", ["seed", "probe", "loss_bound"])
 def test_other_settings_are_refused_by_name(tmp_path, key):
     write(tmp_path, 1)
-    with pytest.raises(TraceError, match=f"holds a run with {key} = .*, not 7; delete"):
+    with pytest.raises(TraceError, match=f"holds a run with {key} = .*, not 7; go on with what"):
         Journal(tmp_path, SETTINGS | {key: 7}, 2, 3)
 
 
