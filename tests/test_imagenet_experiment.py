@@ -283,17 +283,21 @@ def test_the_leader_is_the_kernel_of_the_highest_value_and_the_sentence_counts_i
     assert "loss kernel 1, exact limit 1, penultimate features 1" in said
 
 
-def test_claims_say_what_the_statistics_and_regions_say(run, statistics, tmp_path):
-    semantic_reports.leaders(run / "statistics.csv", tmp_path / "l.csv", tmp_path / "l.md")
+def claims_of(run, settings, folder):
+    semantic_reports.leaders(run / "statistics.csv", folder / "l.csv", folder / "l.md")
     semantic_reports.claims(
         run / "analysis.npz",
         run / "statistics.csv",
         run / "regions.csv",
-        tmp_path / "l.csv",
-        ANALYSIS,
-        tmp_path / "claims.csv",
+        folder / "l.csv",
+        settings,
+        folder / "claims.csv",
     )
-    claims = pd.read_csv(tmp_path / "claims.csv").set_index("id")
+    return pd.read_csv(folder / "claims.csv").set_index("id")
+
+
+def test_claims_say_what_the_statistics_and_regions_say(run, statistics, tmp_path):
+    claims = claims_of(run, ANALYSIS, tmp_path)
     assert set(claims.index) == {
         "imagenet.inputs",
         "imagenet.lift",
@@ -311,16 +315,8 @@ def test_claims_say_what_the_statistics_and_regions_say(run, statistics, tmp_pat
 def test_the_claim_of_neighbors_tells_of_opposed_inputs(run, statistics, tmp_path):
     opposed = statistics[(statistics.statistic == "opposed_lift") & (statistics.depth == 4)]
     k = int(opposed.k.iloc[0])
-    semantic_reports.leaders(run / "statistics.csv", tmp_path / "l.csv", tmp_path / "l.md")
-    semantic_reports.claims(
-        run / "analysis.npz",
-        run / "statistics.csv",
-        run / "regions.csv",
-        tmp_path / "l.csv",
-        ANALYSIS | {"claim_neighbors": k},
-        tmp_path / "claims.csv",
-    )
-    verdict = pd.read_csv(tmp_path / "claims.csv").set_index("id").verdict["imagenet.lift"]
+    settings = ANALYSIS | {"claim_neighbors": k}
+    verdict = claims_of(run, settings, tmp_path).verdict["imagenet.lift"]
     value = opposed.set_index("kernel").value["loss kernel"]
     assert f"; of the most opposed inputs {value:.2f} (" in verdict
 
