@@ -3,7 +3,7 @@
 import pytest
 import yaml
 from repository import ROOT
-from settings import validated
+from settings import refuse_repeated_keys, validated
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
 
@@ -62,6 +62,34 @@ def test_a_value_out_of_range_names_key_value_and_what_is_allowed(change, words)
         assert word in message
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.stem)
+def test_no_config_of_the_repository_says_two_things(path):
+    refuse_repeated_keys(path)
+
+
+def test_the_papers_size_is_sampled_on_a_gpu():
+    found = yaml.safe_load((ROOT / "config/paper.yaml").read_text())
+    assert found["development"]["tiny_imagenet"]["sampling"] == {
+        "chains": 4,
+        "draws": 200,
+        "device": "cuda",
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: 1\nb:\n  c: 1\n  d: [1]\n  c: 2\n", "a: 1\nb:\n- {c: 1, d: 2}\n- {c: 1,\n   c: 2}\n"],
+)
+def test_a_key_that_is_there_twice_is_named_with_its_line(tmp_path, text):
+    (tmp_path / "two.yaml").write_text(text)
+    with pytest.raises(WorkflowError) as caught:
+        refuse_repeated_keys(tmp_path / "two.yaml")
+    first = 3 if "- " not in text else 4
+    assert str(caught.value).startswith(
+        f"{tmp_path}/two.yaml, line 5: 'c' is there a second time, after line {first}; "
+    )
+
+
 def test_a_missing_key_is_named():
     incomplete = config()
     del incomplete["imagenet"]["probe"]["gamma"]
@@ -83,6 +111,14 @@ def test_snakemake_stops_at_a_bad_config_with_that_line(copy, tmp_path, change, 
     assert status != 0
     assert f"\nconfig: {line}" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_snakemake_stops_at_a_config_file_that_says_two_things(copy, tmp_path):
+    (tmp_path / "two.yaml").write_text("imagenet:\n  per_class: 1\nseed: 1\nimagenet: {}\n")
+    status, said = copy.snakemake("all", "--dry-run", "--configfile", str(tmp_path / "two.yaml"))
+    assert status != 0 and "Traceback" not in said
+    assert f"{tmp_path}/two.yaml, line 4: 'imagenet' is there a second time, after line 1" in said
 
 
 @pytest.mark.slow

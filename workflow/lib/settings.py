@@ -1,4 +1,4 @@
-"""Validation of the config: one clear line for a typo or a value out of range."""
+"""Validation of the config: one line for a typo, a key given twice or a value out of range."""
 
 from __future__ import annotations
 
@@ -9,6 +9,29 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from snakemake.exceptions import WorkflowError
+
+
+def refuse_repeated_keys(path: Path | str) -> None:
+    """Check a config file for keys that are there twice, of which YAML would keep the second.
+
+    Raises:
+        WorkflowError: naming the file, the key and both lines.
+    """
+    pending = [yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, yaml.SequenceNode):
+            pending += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if lines.setdefault(key.value, line) != line:
+                    raise WorkflowError(
+                        f"{path}, line {line}: '{key.value}' is there a second time, after line "
+                        f"{lines[key.value]}; put its settings together"
+                    )
+                pending.append(value)
 
 
 def validated(config: dict, schema_path: Path) -> dict:

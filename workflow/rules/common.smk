@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "lib"))
-from settings import validated
+from settings import refuse_repeated_keys, validated
 from source_modules import sources
 
+for file in workflow.configfiles:
+    refuse_repeated_keys(file)
 config = validated(config, Path(workflow.basedir) / "workflow/schemas/config.schema.yaml")
 RESULTS = config["results"]
 FIGURES = config["figures"]
