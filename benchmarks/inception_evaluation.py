@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import alternate, command, product_rate, ratios, spread, summary
-from losskernel.engines import SequentialEngine
-from losskernel.inputs import Inputs
 from losskernel.models import inception_v1
-from losskernel.parameters import select_parameters
-from losskernel.sampling import cross_entropy
+from losskernel.sampling.engines import SequentialEngine
+from losskernel.sampling.inputs import Inputs
+from losskernel.sampling.parameters import select_parameters
+from losskernel.sampling.sample import cross_entropy
 
 EAGER, OURS, COMPILED = "eager PyTorch", "losskernel", "losskernel, compiled"
 

@@ -13,11 +13,11 @@ from sklearn.datasets import load_digits
 
 from benchmarks.harness import alternate, command, product_rate, ratios, spread, summary
 from losskernel import Probe, sample_losses
-from losskernel.control_variate import limit_kernel, normalize
-from losskernel.diagnostics import cka
-from losskernel.kernel import correlation
-from losskernel.linear_response import gram
-from losskernel.per_sample_gradients import per_sample_gradients
+from losskernel.diagnostics.convergence import cka
+from losskernel.gradients.linear_response import gram
+from losskernel.gradients.per_sample import per_sample_gradients
+from losskernel.kernel.control_variate import limit_kernel, normalize
+from losskernel.kernel.covariance import correlation
 
 LIMIT, SAMPLER = "linear limit", "sampler"
 

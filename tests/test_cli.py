@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from losskernel import LossTrace, correlation, covariance, self_covariance
 from losskernel.cli import _command_parser, main
-from losskernel.journal import Journal
+from losskernel.sampling.journal import Journal
 
 TENCH, GOLDFISH = "n01440764", "n01443537"
 SETTINGS = {
@@ -260,7 +260,7 @@ def test_help_says_of_every_group_what_it_is(capsys):
 
 @pytest.mark.parametrize("group", ["trace", "mislabel"])
 def test_help_explains_every_option_of_a_users_command(group):
-    module = importlib.import_module(f"losskernel.experiments.{group}")
+    module = importlib.import_module(f"losskernel.commands.{group}")
     subparsers = _command_parser(module, group)._subparsers._group_actions[0].choices
     unexplained = [
         f"{command} {option.option_strings[0]}"

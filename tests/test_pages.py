@@ -28,7 +28,7 @@ def test_python_example_of_the_readme_runs():
 
 
 def test_table_of_the_readme_is_that_of_the_file(tmp_path):
-    from losskernel.experiments.compare import readme
+    from losskernel.experiments.comparison import readme
 
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())

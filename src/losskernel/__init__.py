@@ -8,11 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from losskernel.kernel import correlation, covariance, nearest_neighbors, self_covariance
-    from losskernel.moments import StreamingMoments
-    from losskernel.pilot import propose_probe
-    from losskernel.probe import Probe, sgld_step
-    from losskernel.sampling import sample_losses
+    from losskernel.kernel.covariance import (
+        correlation,
+        covariance,
+        nearest_neighbors,
+        self_covariance,
+    )
+    from losskernel.kernel.moments import StreamingMoments
+    from losskernel.sampling.pilot import propose_probe
+    from losskernel.sampling.probe import Probe, sgld_step
+    from losskernel.sampling.sample import sample_losses
     from losskernel.trace import LossTrace
 
 __all__ = [
@@ -29,11 +34,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "kernel": ("correlation", "covariance", "nearest_neighbors", "self_covariance"),
-    "moments": ("StreamingMoments",),
-    "pilot": ("propose_probe",),
-    "probe": ("Probe", "sgld_step"),
-    "sampling": ("sample_losses",),
+    "kernel.covariance": ("correlation", "covariance", "nearest_neighbors", "self_covariance"),
+    "kernel.moments": ("StreamingMoments",),
+    "sampling.pilot": ("propose_probe",),
+    "sampling.probe": ("Probe", "sgld_step"),
+    "sampling.sample": ("sample_losses",),
     "trace": ("LossTrace",),
 }
 

@@ -1,8 +1,8 @@
-"""The command line: every function of :mod:`losskernel.experiments`, and tools for a saved trace.
+"""The command line: the steps of :mod:`losskernel.experiments`, and tools for a saved trace.
 
 ``losskernel arithmetic train --seed 0 --settings '{...}' --output weights.safetensors`` calls
-:func:`losskernel.experiments.arithmetic.train` with those arguments; options follow its signature,
-their help the section ``Args:`` of its docstring.
+:func:`losskernel.experiments.arithmetic.sample.train` with those arguments; options follow its
+signature, their help the section ``Args:`` of its docstring.
 """
 
 from __future__ import annotations
@@ -20,32 +20,38 @@ from pathlib import Path
 
 from losskernel.errors import LossKernelError
 
-EXPERIMENTS = (
-    "trace",
-    "mislabel",
-    "limit",
-    "arithmetic",
-    "arithmetic_separation",
-    "arithmetic_search",
-    "imagenet",
-    "controls",
-    "semantic",
-    "semantic_reports",
-    "gamma_sweep",
-    "gamma_sweep_small",
-    "gamma_claims",
-    "gain",
-    "precision",
-    "mislabel_memorized",
-    "mislabel_probe_time",
-    "mislabel_claims",
-    "development",
-    "development_measure",
-    "development_analysis",
-    "development_arithmetic",
-    "compare",
-)
-FIGURES = ("arithmetic", "imagenet", "gamma_sweep", "gain", "mislabel", "development")
+# Name of a group of commands -> its module.
+GROUPS = {
+    "trace": "commands.trace",
+    "mislabel": "commands.mislabel",
+    "limit": "commands.limit",
+    "arithmetic": "experiments.arithmetic.sample",
+    "arithmetic-separation": "experiments.arithmetic.analyze",
+    "arithmetic-search": "experiments.arithmetic.search",
+    "imagenet": "experiments.imagenet.sample",
+    "controls": "experiments.imagenet.controls",
+    "semantic": "experiments.imagenet.analyze",
+    "semantic-reports": "experiments.imagenet.reports",
+    "gamma-sweep": "experiments.gamma_sweep.analyze",
+    "gamma-sweep-small": "experiments.gamma_sweep.small",
+    "gamma-claims": "experiments.gamma_sweep.claims",
+    "gain": "experiments.gain.analyze",
+    "precision": "experiments.precision",
+    "mislabel-memorized": "experiments.mislabel.memorized",
+    "mislabel-probe-time": "experiments.mislabel.probe_time",
+    "mislabel-claims": "experiments.mislabel.claims",
+    "development": "experiments.development.sample",
+    "development-measure": "experiments.development.measure",
+    "development-analysis": "experiments.development.analyze",
+    "development-arithmetic": "experiments.development.arithmetic",
+    "compare": "experiments.comparison",
+    "figure-arithmetic": "experiments.arithmetic.figures",
+    "figure-imagenet": "experiments.imagenet.figures",
+    "figure-gamma-sweep": "experiments.gamma_sweep.figures",
+    "figure-gain": "experiments.gain.figures",
+    "figure-mislabel": "experiments.mislabel.figures",
+    "figure-development": "experiments.development.figures",
+}
 log = logging.getLogger("losskernel")
 
 
@@ -57,15 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="losskernel <group> --help names its commands.",
     )
     groups = parser.add_subparsers(metavar="group", required=True)
-    for package, names in (("experiments", EXPERIMENTS), ("figures", FIGURES)):
-        for name in names:
-            module = f"losskernel.{package}.{name}"
-            group = name if package == "experiments" else f"figure-{name}"
-            group = group.replace("_", "-")
-            described = _first_line(f"{package}/{name}.py")
-            # Its --help is the command parser's, which names the commands.
-            commands = groups.add_parser(group, help=described, add_help=False)
-            commands.set_defaults(module=module, group=group)
+    for group, name in GROUPS.items():
+        # Its --help is the command parser's, which names the commands.
+        commands = groups.add_parser(group, help=_first_line(name), add_help=False)
+        commands.set_defaults(module=f"losskernel.{name}", group=group)
     known, rest = parser.parse_known_args(arguments)
     module = importlib.import_module(known.module)
     chosen = _command_parser(module, known.group).parse_args(rest)
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _first_line(module: str) -> str:
     """Of a module's docstring, without importing it, which would import torch."""
-    with open(Path(__file__).parent / module) as file:
+    with open(Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")) as file:
         return file.readline().strip().strip('"')
 
 

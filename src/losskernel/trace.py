@@ -225,11 +225,14 @@ def concatenate(traces: list[LossTrace], dimension: str = "chain") -> LossTrace:
 
 
 def _other_loss(first: str, second: str) -> bool:
-    """Whether two losses differ; by name alone for those of this library, whose code may change."""
+    """Whether two losses differ; by name alone for those of this library, whose code may change.
+
+    Of the name the last part alone counts: modules of this library have moved.
+    """
     if not (first and second):  # a trace from before it was kept
         return False
-    if first.startswith("losskernel."):
-        first, second = (loss.split()[0] for loss in (first, second))
+    if first.startswith("losskernel.") and second.startswith("losskernel."):
+        first, second = (loss.split()[0].rpartition(".")[2] for loss in (first, second))
     return first != second
 
 

@@ -132,9 +132,9 @@ def test_a_finished_tree_has_nothing_to_do(finished):
 @pytest.mark.parametrize(
     ("module", "rules"),
     [
-        ("figures/style.py", FIGURE_RULES),
+        ("experiments/style.py", FIGURE_RULES),
         (
-            "taxonomy.py",
+            "semantics/lift.py",
             {
                 "imagenet_analyze",
                 "imagenet_embed",
@@ -153,7 +153,7 @@ def test_a_finished_tree_has_nothing_to_do(finished):
             | IMAGENET_FIGURE_RULES,
         ),
         (
-            "separation.py",
+            "semantics/separation.py",
             {
                 "arithmetic_measure",
                 "arithmetic_summarize",

@@ -14,7 +14,7 @@ wildcard_constraints:
 rule arithmetic_train:
     """Train one network on addition and division."""
     input:
-        code=code("experiments.arithmetic.train"),
+        code=code("experiments.arithmetic.sample.train"),
     output:
         weights=f"{ARITHMETIC}/networks/{{seed}}.safetensors",
         history=f"{ARITHMETIC}/networks/{{seed}}.json",
@@ -39,7 +39,7 @@ rule arithmetic_sample:
     """Sample around one network: a trace a group of weights and seed, and the limit of each group."""
     input:
         weights=rules.arithmetic_train.output.weights,
-        code=code("experiments.arithmetic.sample"),
+        code=code("experiments.arithmetic.sample.sample"),
     output:
         traces=expand(
             f"{ARITHMETIC}/traces/{{group}}-{{{{seed}}}}-{{sampling_seed}}.nc",
@@ -81,7 +81,7 @@ rule arithmetic_measure:
         traces=rules.arithmetic_sample.output.traces,
         limits=rules.arithmetic_sample.output.limits,
         history=rules.arithmetic_train.output.history,
-        code=code("experiments.arithmetic_separation.measure"),
+        code=code("experiments.arithmetic.analyze.measure"),
     output:
         f"{ARITHMETIC}/separation/{{seed}}.csv",
     log:
@@ -103,7 +103,7 @@ rule arithmetic_summarize:
     """The measurements of all networks, and their mean and spread."""
     input:
         rows=expand(rules.arithmetic_measure.output, seed=arithmetic["training_seeds"]),
-        code=code("experiments.arithmetic_separation.summarize"),
+        code=code("experiments.arithmetic.analyze.summarize"),
     output:
         rows=f"{ARITHMETIC}/separation.csv",
         summary=f"{ARITHMETIC}/summary.csv",
@@ -128,7 +128,7 @@ rule arithmetic_claims:
         summary=rules.arithmetic_summarize.output.summary,
         rows=rules.arithmetic_summarize.output.rows,
         reported="config/reported.csv",
-        code=code("experiments.arithmetic_separation.claims"),
+        code=code("experiments.arithmetic.analyze.claims"),
     output:
         f"{ARITHMETIC}/claims.csv",
     log:
@@ -162,7 +162,7 @@ rule arithmetic_kernel:
     input:
         trace=f"{ARITHMETIC}/traces/{FIGURED}-{arithmetic['sampling_seeds'][0]}.nc",
         limit=f"{ARITHMETIC}/limits/{FIGURED}.npz",
-        code=code("experiments.arithmetic_separation.kernel"),
+        code=code("experiments.arithmetic.analyze.kernel"),
     output:
         f"{ARITHMETIC}/kernel.npz",
     log:
@@ -188,7 +188,7 @@ rule figure_arithmetic_separation:
         kernel=rules.arithmetic_kernel.output,
         summary=rules.arithmetic_summarize.output.summary,
         reported="config/reported.csv",
-        code=code("figures.arithmetic.separation"),
+        code=code("experiments.arithmetic.figures.separation"),
     output:
         pdf=report(f"{FIGURES}/arithmetic_separation.pdf", category="1 Modular arithmetic"),
         png=f"{FIGURES}/arithmetic_separation.png",
@@ -211,7 +211,7 @@ rule figure_arithmetic_separation:
 rule arithmetic_search_setup:
     """Every probe setting of the search around one network of one training setup."""
     input:
-        code=code("experiments.arithmetic_search.search"),
+        code=code("experiments.arithmetic.search.search"),
     output:
         f"{ARITHMETIC}/search/{{setup}}.csv",
     log:
@@ -252,7 +252,7 @@ rule arithmetic_search:
             rules.arithmetic_search_setup.output,
             setup=[setup["name"] for setup in arithmetic["search"]["setups"]],
         ),
-        code=code("experiments.arithmetic_search.stack"),
+        code=code("experiments.arithmetic.search.stack"),
     output:
         f"{ARITHMETIC}/search.csv",
     log:
@@ -277,7 +277,7 @@ rule figure_arithmetic_search:
             if arithmetic["search"]["run"]
             else f"{REFERENCE}/arithmetic/search.csv"
         ),
-        code=code("figures.arithmetic.search"),
+        code=code("experiments.arithmetic.figures.search"),
     output:
         pdf=report(f"{FIGURES}/arithmetic_search.pdf", category="1 Modular arithmetic"),
         png=f"{FIGURES}/arithmetic_search.png",

@@ -16,7 +16,7 @@ rule compare:
     input:
         reported="config/reported.csv",
         claims=CLAIMS,
-        code=code("experiments.compare.table"),
+        code=code("experiments.comparison.table"),
     output:
         report(config["compare"], category="Reported against reproduced"),
     log:

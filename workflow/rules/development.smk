@@ -53,7 +53,7 @@ wildcard_constraints:
 rule development_arithmetic_train:
     """Train a network on addition and division, leaving checkpoints."""
     input:
-        code=code("experiments.development_arithmetic.train"),
+        code=code("experiments.development.arithmetic.train"),
     output:
         f"{DEVELOPMENT}/arithmetic/{{seed}}.csv",
     log:
@@ -78,7 +78,7 @@ rule development_arithmetic_sample:
     """Traces for kernel and learning coefficient, and the exact limit, at every checkpoint."""
     input:
         history=rules.development_arithmetic_train.output,
-        code=code("experiments.development_arithmetic.sample"),
+        code=code("experiments.development.arithmetic.sample"),
     output:
         traces=expand(
             f"{DEVELOPMENT}/arithmetic/{{{{seed}}}}/{{step}}.nc", step=growth["checkpoints"]
@@ -132,7 +132,7 @@ rule development_arithmetic_measure:
         limits=expand(
             rules.development_arithmetic_sample.output.limits, seed=growth["training_seeds"]
         ),
-        code=code("experiments.development_arithmetic.measure"),
+        code=code("experiments.development.arithmetic.measure"),
     output:
         table=f"{DEVELOPMENT}/arithmetic.csv",
         maps=f"{DEVELOPMENT}/arithmetic_maps.npz",
@@ -159,7 +159,7 @@ rule figure_development_arithmetic:
     input:
         table=rules.development_arithmetic_measure.output.table,
         maps=rules.development_arithmetic_measure.output.maps,
-        code=code("figures.development.arithmetic"),
+        code=code("experiments.development.figures.arithmetic"),
     output:
         pdf=report(f"{FIGURES}/development_arithmetic.pdf", category="5 Development"),
         png=f"{FIGURES}/development_arithmetic.png",
@@ -190,7 +190,7 @@ if tiny["archive"] == "download":
     rule development_download:
         """The official archive of Tiny ImageNet, 248 MB, its checksum verified."""
         input:
-            code=code("experiments.development.download"),
+            code=code("experiments.development.sample.download"),
         output:
             protected(TINY_ARCHIVE),
         log:
@@ -215,7 +215,7 @@ if tiny["archive"] == "generated":
     rule development_generate:
         """Random textures in the layout of the archive, in place of photographs."""
         input:
-            code=code("experiments.development.generate"),
+            code=code("experiments.development.sample.generate"),
         output:
             TINY_ARCHIVE,
         log:
@@ -239,7 +239,7 @@ rule development_train:
     """Train a network, or with permuted labels its control; checkpoints survive a kill."""
     input:
         archive=TINY_ARCHIVE or [],
-        code=code("experiments.development.train"),
+        code=code("experiments.development.sample.train"),
     output:
         f"{DEVELOPMENT}/networks/{{network}}.csv",
     log:
@@ -279,7 +279,7 @@ rule development_sample:
     input:
         archive=TINY_ARCHIVE or [],
         history=rules.development_train.output,
-        code=code("experiments.development.sample"),
+        code=code("experiments.development.sample.sample"),
     output:
         state=f"{DEVELOPMENT}/{{network}}/{{step}}.npz",
         fixed=f"{DEVELOPMENT}/{{network}}/{{step}}-fixed.nc",
@@ -321,7 +321,7 @@ rule development_measure:
     input:
         unpack(lambda wildcards: CHECKPOINT_FILES[wildcards.network]),
         hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
-        code=code("experiments.development_measure.measure"),
+        code=code("experiments.development.measure.measure"),
     output:
         f"{DEVELOPMENT}/measured/{{network}}.npz",
     log:
@@ -355,7 +355,7 @@ rule development_maps:
     input:
         **CHECKPOINT_FILES[MAPPED],
         hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
-        code=code("experiments.development_measure.maps"),
+        code=code("experiments.development.measure.maps"),
     output:
         f"{DEVELOPMENT}/maps.npz",
     log:
@@ -386,7 +386,7 @@ rule development_analyze:
     """When each depth of the hierarchy appears along training, and in what order."""
     input:
         curves=CURVES.values(),
-        code=code("experiments.development_analysis.analyze"),
+        code=code("experiments.development.analyze.analyze"),
     output:
         metrics=f"{DEVELOPMENT}/metrics.csv",
         crossings=f"{DEVELOPMENT}/crossings.csv",
@@ -415,7 +415,7 @@ rule development_claims:
         order=rules.development_analyze.output.order,
         crossings=rules.development_analyze.output.crossings,
         metrics=rules.development_analyze.output.metrics,
-        code=code("experiments.development_analysis.claims"),
+        code=code("experiments.development.analyze.claims"),
     output:
         f"{DEVELOPMENT}/claims.csv",
     log:
@@ -443,7 +443,7 @@ rule figure_development:
         crossings=rules.development_analyze.output.crossings,
         order=rules.development_analyze.output.order,
         arrays=rules.development_maps.output,
-        code=code("figures.development.trajectory"),
+        code=code("experiments.development.figures.trajectory"),
     output:
         pdf=report(f"{FIGURES}/development.pdf", category="5 Development"),
         png=f"{FIGURES}/development.png",
@@ -467,7 +467,7 @@ rule figure_development_animation:
     """The map along training as a GIF."""
     input:
         arrays=rules.development_maps.output,
-        code=code("figures.development.animation"),
+        code=code("experiments.development.figures.animation"),
     output:
         report(f"{FIGURES}/development_map.gif", category="5 Development"),
     log:

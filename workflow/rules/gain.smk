@@ -13,7 +13,7 @@ rule gain_sample:
     """A trace with linear parts, a long run of other noise, and the limit, at one localization."""
     input:
         weights=expand(rules.arithmetic_train.output.weights, seed=arithmetic["training_seeds"][0]),
-        code=code("experiments.gain.sample"),
+        code=code("experiments.gain.analyze.sample"),
     output:
         trace=f"{GAIN}/traces/{{probe}}.nc",
         reference=f"{GAIN}/references/{{probe}}.nc",
@@ -54,7 +54,7 @@ rule gain_measure:
         trace=rules.gain_sample.output.trace,
         reference=rules.gain_sample.output.reference,
         limit=rules.gain_sample.output.limit,
-        code=code("experiments.gain.measure"),
+        code=code("experiments.gain.analyze.measure"),
     output:
         curve=f"{GAIN}/curves/{{probe}}.csv",
         summary=f"{GAIN}/summaries/{{probe}}.csv",
@@ -83,7 +83,7 @@ if imagenet["limit"]:
         input:
             trace=f"{INTERMEDIATE}/trace.nc",
             limit=f"{INTERMEDIATE}/limit.npz",
-            code=code("experiments.gain.measure"),
+            code=code("experiments.gain.analyze.measure"),
         output:
             curve=f"{GAIN}/curves/imagenet.csv",
             summary=f"{GAIN}/summaries/imagenet.csv",
@@ -117,7 +117,7 @@ rule gain_join:
             expand(rules.gain_measure.output.summary, probe=PROBES),
             rules.gain_measure_imagenet.output.summary if imagenet["limit"] else [],
         ],
-        code=code("experiments.gain.join"),
+        code=code("experiments.gain.analyze.join"),
     output:
         curves=f"{GAIN}/curves.csv",
         summary=f"{GAIN}/summary.csv",
@@ -141,7 +141,7 @@ rule figure_gain:
     input:
         curves=rules.gain_join.output.curves,
         summary=rules.gain_join.output.summary,
-        code=code("figures.gain.curves"),
+        code=code("experiments.gain.figures.curves"),
     output:
         pdf=report(f"{FIGURES}/gain.pdf", category="4 Sampler"),
         png=f"{FIGURES}/gain.png",

@@ -34,7 +34,7 @@ rule gamma_sweep_sample:
     """One chain of one setting; its journal survives a kill."""
     input:
         images=IMAGES or [],
-        code=code("experiments.imagenet.sample"),
+        code=code("experiments.imagenet.sample.sample"),
     output:
         f"{SWEEP}/chains/{{sweep_probe}}-{{sweep_chain}}.nc",
     log:
@@ -69,7 +69,7 @@ if sweep["limit"]:
         """Loss gradients of the images of the sweep, for the exact limit and the control variate."""
         input:
             images=IMAGES or [],
-            code=code("experiments.imagenet.gradients"),
+            code=code("experiments.imagenet.sample.gradients"),
         output:
             temp(directory(f"{SWEEP}/gradients")),
         log:
@@ -91,7 +91,7 @@ if sweep["limit"]:
         """Gram matrix of the gradients: the end of the sweep at infinite gamma."""
         input:
             gradients=rules.gamma_sweep_gradients.output,
-            code=code("experiments.limit.gram"),
+            code=code("commands.limit.gram"),
         output:
             f"{SWEEP}/limit.npz",
         log:
@@ -117,7 +117,7 @@ rule gamma_sweep_join:
             sweep_chain=SWEEP_CHAINS[wildcards.sweep_probe],
         ),
         gradients=rules.gamma_sweep_gradients.output if sweep["limit"] else [],
-        code=code("experiments.imagenet.join"),
+        code=code("experiments.imagenet.sample.join"),
     output:
         f"{SWEEP}/{{sweep_probe}}.nc",
     log:
@@ -149,7 +149,7 @@ rule gamma_sweep_colors:
     """Mean color of every image: a table without a pixel in it."""
     input:
         images=IMAGES or [],
-        code=code("experiments.gamma_sweep.colors"),
+        code=code("experiments.gamma_sweep.analyze.colors"),
     output:
         f"{IMAGENET}/colors.csv",
     log:
@@ -175,7 +175,7 @@ rule gamma_sweep_analyze:
         colors=f"{INTERMEDIATE}/colors.csv",
         limit=f"{SWEEP_INTERMEDIATE}/limit.npz" if sweep["limit"] else [],
         hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
-        code=code("experiments.gamma_sweep.analyze"),
+        code=code("experiments.gamma_sweep.analyze.analyze"),
     output:
         metrics=f"{SWEEP}/metrics.csv",
         regimes=f"{SWEEP}/regimes.csv",
@@ -210,7 +210,7 @@ rule gamma_sweep_claims:
         trends=rules.gamma_sweep_analyze.output.trends,
         regimes=rules.gamma_sweep_analyze.output.regimes,
         reported="config/reported.csv",
-        code=code("experiments.gamma_claims.claims"),
+        code=code("experiments.gamma_sweep.claims.claims"),
     output:
         f"{SWEEP}/claims.csv",
     log:
@@ -245,7 +245,7 @@ rule figure_gamma_sweep:
         metrics=rules.gamma_sweep_analyze.output.metrics,
         regimes=rules.gamma_sweep_analyze.output.regimes,
         cka=rules.gamma_sweep_analyze.output.cka,
-        code=code("figures.gamma_sweep.sweep"),
+        code=code("experiments.gamma_sweep.figures.sweep"),
     output:
         pdf=report(f"{FIGURES}/gamma_sweep.pdf", category="2 ImageNet"),
         png=f"{FIGURES}/gamma_sweep.png",

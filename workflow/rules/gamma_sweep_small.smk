@@ -23,7 +23,7 @@ rule gamma_sweep_small_sample:
     input:
         archive=TINY_ARCHIVE or [],
         history=expand(rules.development_train.output, network=small["training_seed"]),
-        code=code("experiments.gamma_sweep_small.sample"),
+        code=code("experiments.gamma_sweep.small.sample"),
     output:
         f"{SMALL}/{{small_gamma}}.nc",
     log:
@@ -52,7 +52,7 @@ rule gamma_sweep_small_limit:
     input:
         archive=TINY_ARCHIVE or [],
         history=expand(rules.development_train.output, network=small["training_seed"]),
-        code=code("experiments.gamma_sweep_small.limit"),
+        code=code("experiments.gamma_sweep.small.limit"),
     output:
         limit=f"{SMALL}/limit.npz",
         colors=f"{SMALL}/colors.csv",
@@ -82,7 +82,7 @@ rule gamma_sweep_small_analyze:
         colors=f"{SMALL_INTERMEDIATE}/colors.csv",
         limit=f"{SMALL_INTERMEDIATE}/limit.npz",
         hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
-        code=code("experiments.gamma_sweep.analyze"),
+        code=code("experiments.gamma_sweep.analyze.analyze"),
     output:
         metrics=f"{SMALL}/metrics.csv",
         regimes=f"{SMALL}/regimes.csv",
@@ -120,7 +120,7 @@ rule gamma_sweep_small_claims:
         metrics=rules.gamma_sweep_small_analyze.output.metrics,
         trends=rules.gamma_sweep_small_analyze.output.trends,
         regimes=rules.gamma_sweep_small_analyze.output.regimes,
-        code=code("experiments.gamma_claims.small"),
+        code=code("experiments.gamma_sweep.claims.small"),
     output:
         f"{SMALL}/claims.csv",
     log:
@@ -152,7 +152,7 @@ rule figure_gamma_sweep_small:
     input:
         metrics=rules.gamma_sweep_small_analyze.output.metrics,
         regimes=rules.gamma_sweep_small_analyze.output.regimes,
-        code=code("figures.gamma_sweep.small"),
+        code=code("experiments.gamma_sweep.figures.small"),
     output:
         pdf=report(f"{FIGURES}/gamma_sweep_small.pdf", category="2 ImageNet"),
         png=f"{FIGURES}/gamma_sweep_small.png",

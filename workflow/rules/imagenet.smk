@@ -32,7 +32,7 @@ if IMAGES == "generated":
     rule imagenet_generate:
         """Random textures in class folders, in place of photographs."""
         input:
-            code=code("experiments.imagenet.generate"),
+            code=code("experiments.imagenet.sample.generate"),
         output:
             directory(IMAGES),
         log:
@@ -56,7 +56,7 @@ rule imagenet_sample:
     """One chain of SGLD around the published weights; its journal survives a kill."""
     input:
         images=IMAGES or [],
-        code=code("experiments.imagenet.sample"),
+        code=code("experiments.imagenet.sample.sample"),
     output:
         f"{IMAGENET}/chains/{{chain}}.nc",
     log:
@@ -91,7 +91,7 @@ if imagenet["limit"]:
         """Loss gradient of every image, for the exact limit and the control variate; resumable."""
         input:
             images=IMAGES or [],
-            code=code("experiments.imagenet.gradients"),
+            code=code("experiments.imagenet.sample.gradients"),
         output:
             temp(directory(f"{IMAGENET}/gradients")),
         log:
@@ -117,7 +117,7 @@ if imagenet["limit"]:
         """Gram matrix of the gradients: the kernel in the limit of high localization."""
         input:
             gradients=rules.imagenet_gradients.output,
-            code=code("experiments.limit.gram"),
+            code=code("commands.limit.gram"),
         output:
             f"{IMAGENET}/limit.npz",
         log:
@@ -139,7 +139,7 @@ rule imagenet_join:
     input:
         traces=expand(rules.imagenet_sample.output, chain=CHAINS),
         gradients=rules.imagenet_gradients.output if imagenet["limit"] else [],
-        code=code("experiments.imagenet.join"),
+        code=code("experiments.imagenet.sample.join"),
     output:
         f"{IMAGENET}/trace.nc",
     log:
@@ -168,7 +168,7 @@ rule imagenet_features:
     """Penultimate features of the same images, the baseline."""
     input:
         images=IMAGES or [],
-        code=code("experiments.imagenet.features"),
+        code=code("experiments.imagenet.sample.features"),
     output:
         f"{IMAGENET}/features.npz",
     log:
@@ -191,7 +191,7 @@ rule imagenet_evaluate:
     """Accuracy of the model on the images before any perturbation."""
     input:
         images=IMAGES or [],
-        code=code("experiments.imagenet.evaluate"),
+        code=code("experiments.imagenet.sample.evaluate"),
     output:
         f"{IMAGENET}/accuracy.json",
     log:
@@ -213,7 +213,7 @@ rule imagenet_evaluate:
 rule imagenet_hierarchy:
     """The WordNet hierarchy above the classes; tracked, as it needs the corpus once only."""
     input:
-        code=code("experiments.imagenet.hierarchy"),
+        code=code("experiments.imagenet.sample.hierarchy"),
     output:
         f"{IMAGENET}/hierarchy.json",
     log:
@@ -234,7 +234,7 @@ rule imagenet_analyze:
     """Every statistic of every kernel, with standard error and null; convergence."""
     input:
         **KERNELS,
-        code=code("experiments.semantic.analyze"),
+        code=code("experiments.imagenet.analyze.analyze"),
     output:
         arrays=f"{IMAGENET}/analysis.npz",
         statistics=f"{IMAGENET}/statistics.csv",
@@ -271,7 +271,7 @@ rule imagenet_embed:
     """Maps by kernel, in two and three dimensions, and how concentrated the regions are."""
     input:
         **KERNELS,
-        code=code("experiments.semantic.embed"),
+        code=code("experiments.imagenet.analyze.embed"),
     output:
         arrays=f"{IMAGENET}/maps.npz",
         regions=f"{IMAGENET}/regions.csv",
@@ -305,7 +305,7 @@ rule imagenet_neighbors:
     """Nearest neighbors of named images, as a table to read and one to compute with."""
     input:
         **KERNELS,
-        code=code("experiments.semantic_reports.neighbors"),
+        code=code("experiments.imagenet.reports.neighbors"),
     output:
         table=f"{IMAGENET}/neighbors.csv",
         markdown=report(f"{IMAGENET}/neighbors.md", category="2 ImageNet"),
@@ -337,7 +337,7 @@ rule imagenet_leaders:
     """Which kernel follows the hierarchy most closely, statistic by statistic."""
     input:
         statistics=rules.imagenet_analyze.output.statistics,
-        code=code("experiments.semantic_reports.leaders"),
+        code=code("experiments.imagenet.reports.leaders"),
     output:
         table=f"{IMAGENET}/leaders.csv",
         markdown=report(f"{IMAGENET}/leaders.md", category="2 ImageNet"),
@@ -363,7 +363,7 @@ rule imagenet_claims:
         statistics=rules.imagenet_analyze.output.statistics,
         regions=rules.imagenet_embed.output.regions,
         leaders=rules.imagenet_leaders.output.table,
-        code=code("experiments.semantic_reports.claims"),
+        code=code("experiments.imagenet.reports.claims"),
     output:
         f"{IMAGENET}/claims.csv",
     log:
@@ -391,7 +391,7 @@ rule figure_imagenet_map:
     input:
         arrays=rules.imagenet_embed.output.arrays,
         regions=rules.imagenet_embed.output.regions,
-        code=code("figures.imagenet.map"),
+        code=code("experiments.imagenet.figures.map"),
     output:
         pdf=report(f"{FIGURES}/imagenet_map.pdf", category="2 ImageNet"),
         png=f"{FIGURES}/imagenet_map.png",
@@ -414,7 +414,7 @@ rule figure_imagenet_kernels:
     """The same map by the sampled kernel, its exact limit and the features."""
     input:
         arrays=rules.imagenet_embed.output.arrays,
-        code=code("figures.imagenet.kernels"),
+        code=code("experiments.imagenet.figures.kernels"),
     output:
         pdf=report(f"{FIGURES}/imagenet_kernels.pdf", category="2 ImageNet"),
         png=f"{FIGURES}/imagenet_kernels.png",
@@ -437,7 +437,7 @@ rule figure_imagenet_orbit:
     """The map in three dimensions, turning."""
     input:
         arrays=rules.imagenet_embed.output.arrays,
-        code=code("figures.imagenet.orbit"),
+        code=code("experiments.imagenet.figures.orbit"),
     output:
         report(f"{FIGURES}/imagenet_orbit.gif", category="2 ImageNet"),
     log:
@@ -459,7 +459,7 @@ rule figure_imagenet_semantics:
     input:
         statistics=rules.imagenet_analyze.output.statistics,
         regions=rules.imagenet_embed.output.regions,
-        code=code("figures.imagenet.semantics"),
+        code=code("experiments.imagenet.figures.semantics"),
     output:
         pdf=report(f"{FIGURES}/imagenet_semantics.pdf", category="2 ImageNet"),
         png=f"{FIGURES}/imagenet_semantics.png",
@@ -483,7 +483,7 @@ rule figure_imagenet_thumbnails:
     input:
         arrays=rules.imagenet_embed.output.arrays,
         images=IMAGES or [],
-        code=code("figures.imagenet.thumbnails"),
+        code=code("experiments.imagenet.figures.thumbnails"),
     output:
         pdf=f"{IMAGENET}/map_thumbnails.pdf",
         png=f"{IMAGENET}/map_thumbnails.png",
@@ -506,7 +506,7 @@ rule figure_imagenet_matrix:
     """Kernel matrix beside the hierarchy's."""
     input:
         arrays=rules.imagenet_analyze.output.arrays,
-        code=code("figures.imagenet.matrix"),
+        code=code("experiments.imagenet.figures.matrix"),
     output:
         pdf=report(f"{FIGURES}/imagenet_matrix.pdf", category="2 ImageNet"),
         png=f"{FIGURES}/imagenet_matrix.png",
@@ -529,7 +529,7 @@ rule figure_imagenet_lift:
     """Taxonomic lift by depth, with noise floor, null and baseline."""
     input:
         statistics=rules.imagenet_analyze.output.statistics,
-        code=code("figures.imagenet.lift"),
+        code=code("experiments.imagenet.figures.lift"),
     output:
         pdf=report(f"{FIGURES}/imagenet_lift.pdf", category="2 ImageNet"),
         png=f"{FIGURES}/imagenet_lift.png",
@@ -553,7 +553,7 @@ rule figure_imagenet_convergence:
     input:
         convergence=rules.imagenet_analyze.output.convergence,
         trace=f"{INTERMEDIATE}/trace.nc",
-        code=code("figures.imagenet.convergence"),
+        code=code("experiments.imagenet.figures.convergence"),
     output:
         pdf=report(f"{FIGURES}/imagenet_convergence.pdf", category="2 ImageNet"),
         png=f"{FIGURES}/imagenet_convergence.png",

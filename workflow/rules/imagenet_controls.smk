@@ -45,7 +45,7 @@ if ARCHIVE:
         """Some images of each class of Tiny ImageNet, in class folders."""
         input:
             archive=ARCHIVE,
-            code=code("experiments.controls.tiny_images"),
+            code=code("experiments.imagenet.controls.tiny_images"),
         output:
             directory(TINY),
         log:
@@ -69,7 +69,7 @@ rule imagenet_control_gradients:
     """Loss gradient of every image of a control; resumable."""
     input:
         images=lambda wildcards: CONTROL[wildcards.control]["image_folder"] or [],
-        code=code("experiments.imagenet.gradients"),
+        code=code("experiments.imagenet.sample.gradients"),
     output:
         temp(directory(f"{CONTROLS}/{{control}}/gradients")),
     log:
@@ -92,7 +92,7 @@ rule imagenet_control_limit:
     """Gram matrix of a control's gradients, its loss kernel in the limit of high localization."""
     input:
         gradients=rules.imagenet_control_gradients.output,
-        code=code("experiments.controls.limit"),
+        code=code("experiments.imagenet.controls.limit"),
     output:
         f"{CONTROLS}/{{control}}/limit.npz",
     log:
@@ -113,7 +113,7 @@ rule imagenet_control_features:
     """Penultimate features of a control."""
     input:
         images=lambda wildcards: CONTROL[wildcards.control]["image_folder"] or [],
-        code=code("experiments.imagenet.features"),
+        code=code("experiments.imagenet.sample.features"),
     output:
         f"{CONTROLS}/{{control}}/features.npz",
     log:
@@ -144,7 +144,7 @@ if imagenet["controls"]:
             limits=expand("{folder}/limit.npz", folder=FOLDERS),
             features=expand("{folder}/features.npz", folder=FOLDERS),
             hierarchy=KERNELS["hierarchy"],
-            code=code("experiments.controls.measure"),
+            code=code("experiments.imagenet.controls.measure"),
         output:
             f"{CONTROLS}/controls.csv",
         log:
@@ -175,7 +175,7 @@ if imagenet["controls"]:
         """Share of neighbors of equal label, and lift with and without such pairs, by control."""
         input:
             controls=rules.imagenet_controls.output,
-            code=code("figures.imagenet.controls"),
+            code=code("experiments.imagenet.figures.controls"),
         output:
             pdf=report(f"{FIGURES}/imagenet_controls.pdf", category="2 ImageNet"),
             png=f"{FIGURES}/imagenet_controls.png",

@@ -19,7 +19,7 @@ HEADS = f"{RESULTS if mislabel['tiny_imagenet']['run'] else REFERENCE}/mislabel/
 rule mislabel_detect:
     """Labels flipped before training: every method on the same networks, all shares and draws."""
     input:
-        code=code("experiments.mislabel_memorized.on_digits"),
+        code=code("experiments.mislabel.memorized.on_digits"),
     output:
         rows=f"{MISLABEL}/detection.csv",
         summary=f"{MISLABEL}/detection_summary.csv",
@@ -55,7 +55,7 @@ rule mislabel_detect:
 rule mislabel_probe_time:
     """Clean training, labels corrupted where the losses are recorded, as in the paper."""
     input:
-        code=code("experiments.mislabel_probe_time.on_digits"),
+        code=code("experiments.mislabel.probe_time.on_digits"),
     output:
         rows=f"{MISLABEL}/probe_time.csv",
         summary=f"{MISLABEL}/probe_time_summary.csv",
@@ -90,7 +90,7 @@ rule mislabel_probe_time:
 rule mislabel_copies:
     """Self-covariance against the number of copies of an input in the training set."""
     input:
-        code=code("experiments.mislabel_memorized.copies"),
+        code=code("experiments.mislabel.memorized.copies"),
     output:
         rows=f"{MISLABEL}/copies.csv",
         summary=f"{MISLABEL}/copies_summary.csv",
@@ -117,7 +117,7 @@ rule mislabel_imagenet_sample:
     """Losses of photographs under their given and some wrong labels, from one forward pass each."""
     input:
         images=IMAGES or [],
-        code=code("experiments.mislabel_probe_time.sample"),
+        code=code("experiments.mislabel.probe_time.sample"),
     output:
         f"{MISLABEL}/imagenet.nc",
     log:
@@ -149,7 +149,7 @@ rule mislabel_imagenet:
     """Shares and draws of corrupted labels of photographs, and how self-covariance finds them."""
     input:
         trace=CORRUPTED,
-        code=code("experiments.mislabel_probe_time.on_images"),
+        code=code("experiments.mislabel.probe_time.on_images"),
     output:
         rows=f"{MISLABEL}/imagenet.csv",
         summary=f"{MISLABEL}/imagenet_summary.csv",
@@ -179,7 +179,7 @@ if TINY_IMAGENET == "generated":
     rule mislabel_generate:
         """Random textures in the layout of Tiny ImageNet, in place of photographs."""
         input:
-            code=code("experiments.mislabel_memorized.generate"),
+            code=code("experiments.mislabel.memorized.generate"),
         output:
             TINY_IMAGENET,
         log:
@@ -205,7 +205,7 @@ rule mislabel_features:
     """Penultimate features of Tiny ImageNet's images, what the heads are trained on."""
     input:
         archive=TINY_IMAGENET or [],
-        code=code("experiments.mislabel_memorized.features"),
+        code=code("experiments.mislabel.memorized.features"),
     output:
         f"{MISLABEL}/tiny_imagenet_features.npz",
     log:
@@ -237,7 +237,7 @@ rule mislabel_heads:
     """Labels of photographs flipped before a head is trained on features: every method."""
     input:
         features=FEATURES,
-        code=code("experiments.mislabel_memorized.on_features"),
+        code=code("experiments.mislabel.memorized.on_features"),
     output:
         rows=f"{MISLABEL}/tiny_imagenet.csv",
         summary=f"{MISLABEL}/tiny_imagenet_summary.csv",
@@ -268,7 +268,7 @@ rule mislabel_claims:
         digits=rules.mislabel_detect.output.summary,
         imagenet=rules.mislabel_imagenet.output.summary if "imagenet" in PHOTOGRAPHS else [],
         tiny_imagenet=f"{HEADS}_summary.csv" if "tiny_imagenet" in PHOTOGRAPHS else [],
-        code=code("experiments.mislabel_claims.claims"),
+        code=code("experiments.mislabel.claims.claims"),
     output:
         f"{MISLABEL}/claims.csv",
     log:
@@ -299,7 +299,7 @@ rule figure_mislabel_detection:
         probe_time=rules.mislabel_probe_time.output.summary,
         probe_time_scores=rules.mislabel_probe_time.output.scores,
         copies=rules.mislabel_copies.output.summary,
-        code=code("figures.mislabel.detection"),
+        code=code("experiments.mislabel.figures.detection"),
     output:
         pdf=report(f"{FIGURES}/mislabel_detection.pdf", category="4 Wrong labels"),
         png=f"{FIGURES}/mislabel_detection.png",
@@ -325,7 +325,7 @@ rule figure_mislabel_imagenet:
         summary=rules.mislabel_imagenet.output.summary,
         scores=rules.mislabel_imagenet.output.scores,
         reported="config/reported.csv",
-        code=code("figures.mislabel.imagenet"),
+        code=code("experiments.mislabel.figures.imagenet"),
     output:
         pdf=report(f"{FIGURES}/mislabel_imagenet.pdf", category="4 Wrong labels"),
         png=f"{FIGURES}/mislabel_imagenet.png",
@@ -349,7 +349,7 @@ rule figure_mislabel_tiny_imagenet:
     input:
         summary=f"{HEADS}_summary.csv",
         scores=f"{HEADS}.npz",
-        code=code("figures.mislabel.tiny_imagenet"),
+        code=code("experiments.mislabel.figures.tiny_imagenet"),
     output:
         pdf=report(f"{FIGURES}/mislabel_tiny_imagenet.pdf", category="4 Wrong labels"),
         png=f"{FIGURES}/mislabel_tiny_imagenet.png",

@@ -8,7 +8,7 @@ rule precision_sample:
     """One chain on fewer images, its losses in one precision, its gradients always in float32."""
     input:
         images=IMAGES or [],
-        code=code("experiments.imagenet.sample"),
+        code=code("experiments.imagenet.sample.sample"),
     output:
         f"{PRECISION}/{{precision}}.nc",
     log:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from losskernel.experiments.precision_statistics import compare_precisions
 from losskernel.files import atomic_path
-from losskernel.precision import compare_precisions
 from losskernel.trace import LossTrace
 
 

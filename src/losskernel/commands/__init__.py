@@ -1,0 +1,1 @@
+"""What a user calls from the command line."""

@@ -1,0 +1,1 @@
+"""Modular addition and division, told apart by the loss kernel (section 3 of the paper)."""

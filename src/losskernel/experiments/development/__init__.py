@@ -1,0 +1,1 @@
+"""The kernel along training (appendix D.5)."""

@@ -1,0 +1,1 @@
+"""The kernel along the localization gamma (appendix D.3)."""

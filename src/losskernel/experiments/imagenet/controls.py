@@ -1,0 +1,167 @@
+"""Controls of experiment 2: where the loss kernel must fail to show semantic structure.
+
+An untrained network of the same architecture, and data with several images a class, on which pairs
+of equal label look like structure unless they are removed. Each function is one rule of
+``workflow/rules/imagenet_controls.smk``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from losskernel.data.tiny_imagenet import load_tiny_imagenet
+from losskernel.errors import DataError
+from losskernel.experiments.imagenet.kernels import FEATURES, LIMIT, feature_kernel
+from losskernel.files import atomic_path
+from losskernel.gradients.linear_response import gram
+from losskernel.gradients.per_sample import Gradients
+from losskernel.kernel.control_variate import normalize
+from losskernel.kernel.maps import kernel_distances, nearest_neighbors
+from losskernel.progress import bar
+from losskernel.semantics.lift import lift_by_k, mean_common_depth, shuffled_null
+from losskernel.semantics.wordnet import Hierarchy
+
+LEVELS = (0.025, 0.975)
+TRAINED = "trained"  # the network of the experiment, on its own images
+
+
+def tiny_images(archive: Path, per_class: int, output: Path) -> None:
+    """Tiny ImageNet's validation images, the first of each class, in class folders."""
+    images = load_tiny_imagenet(archive, "val", per_class)
+    shown = bar(range(len(images)), "write", unit="image")
+    for number in shown:
+        wnid = images.wnids[int(images.labels[number])]
+        pixels = images.pixels[number].permute(1, 2, 0).numpy()
+        target = output / wnid / f"{Path(str(images.names[number])).stem}.png"
+        with atomic_path(target, sync=False) as temporary:
+            Image.fromarray(pixels).save(temporary)
+
+
+def limit(gradients: Path, output: Path) -> None:
+    """Gram matrix of the gradients, its lower triangle row by row: half the size of the matrix."""
+    loaded = Gradients.load(gradients)
+    matrix = gram(loaded)
+    with atomic_path(output) as temporary:
+        np.savez_compressed(
+            temporary,
+            triangle=matrix[np.tril_indices(len(matrix))].astype(np.float32),
+            inputs_sha256=loaded.inputs_sha256,
+            weights_sha256=loaded.weights_sha256,
+        )
+
+
+def measure(
+    names: list[str],
+    limits: list[Path],
+    features: list[Path],
+    hierarchy: Path,
+    settings: dict,
+    output: Path,
+) -> None:
+    """How semantic each control's neighbors are, with pairs of equal label and without them.
+
+    Writes control, kernel, pairs (of equal label: ``kept`` or ``removed``), statistic, depth, k,
+    value, null_low, null_high. Statistics: ``same_label_share`` of the k nearest, kept only;
+    ``lift`` and ``common_depth`` of the k nearest. The null permutes labels: of inputs where pairs
+    of equal label are kept, of whole classes where they are removed.
+
+    Args:
+        names: of the controls, in the order of both lists of files.
+        limits: Gram matrices, whole or as :func:`limit` writes them.
+        features: features of the same inputs in the same order, whose names tell the classes.
+    """
+    tree = Hierarchy.from_file(hierarchy)
+    tables = []
+    files = list(zip(names, limits, features, strict=True))
+    for control, limit_file, feature_file in bar(files, "controls", unit="control"):
+        with np.load(feature_file) as stored:
+            images = stored["name"]
+        labels = np.array([tree.wnids.index(str(name).split("/")[0]) for name in images])
+        kernels = {
+            LIMIT: normalize(_gram(limit_file, len(labels))),
+            FEATURES: feature_kernel(feature_file, images),
+        }
+        for kernel, similarity in kernels.items():
+            for removed in (False, True):
+                rows = _rows(similarity, labels, tree, settings, removed)
+                pairs = "removed" if removed else "kept"
+                tables.append(rows.assign(control=control, kernel=kernel, pairs=pairs))
+    found = pd.concat(tables)
+    order = ["control", "kernel", "pairs", "statistic", "depth", "k", "value"]
+    with atomic_path(output) as temporary:
+        found[[*order, "null_low", "null_high"]].to_csv(temporary, index=False, float_format="%.6g")
+
+
+def _gram(path: Path, inputs: int) -> np.ndarray:
+    with np.load(path) as stored:
+        if "gram" in stored:
+            matrix = stored["gram"].astype(np.float64)
+        else:
+            matrix = np.zeros((inputs, inputs))
+            lower = np.tril_indices(inputs)
+            if len(lower[0]) != len(stored["triangle"]):
+                raise DataError(
+                    f"{path}: not the triangle of {inputs} inputs; make it and the features of "
+                    "the same images"
+                )
+            matrix[lower] = stored["triangle"]
+            matrix = matrix + np.tril(matrix, -1).T
+    if len(matrix) != inputs:
+        raise DataError(
+            f"{path}: a matrix of {len(matrix)} inputs beside features of {inputs}; "
+            "make both of the same images"
+        )
+    return matrix
+
+
+def _rows(
+    similarity: np.ndarray, labels: np.ndarray, tree: Hierarchy, settings: dict, removed: bool
+) -> pd.DataFrame:
+    depth = tree.lowest_common_hypernym_depth
+    depths = np.arange(1, depth.max() + 1)
+    ks = settings["lift_neighbors"]
+    eligible = len(labels) - np.bincount(labels).max()
+    ks = [k for k in ks if k <= min(settings["neighbors"], eligible)]
+    graph, _ = nearest_neighbors(
+        kernel_distances(similarity), max(ks), exclude_labels=labels if removed else None
+    )
+    matrix, classes = (depth, labels) if removed else (depth[np.ix_(labels, labels)], None)
+
+    def statistic(graph, matrix, classes) -> np.ndarray:
+        common = [mean_common_depth(graph[:, :k], matrix, classes) for k in ks]
+        return np.column_stack([common, lift_by_k(graph, matrix, depths, ks, classes)])
+
+    value = statistic(graph, matrix, classes)
+    null = shuffled_null(
+        graph,
+        matrix,
+        statistic,
+        permutations=settings["permutations"],
+        seed=settings["seed"],
+        labels=classes,
+        levels=LEVELS,
+    )
+    low, high = null.quantiles
+    rows = [
+        (name, at, k, value[i, j], low[i, j], high[i, j])
+        for i, k in enumerate(ks)
+        for j, (name, at) in enumerate(
+            [("common_depth", None), *(("lift", depth) for depth in depths)]
+        )
+    ]
+    if not removed:
+        rng = np.random.default_rng(settings["seed"])
+        orders = [rng.permutation(labels) for _ in range(settings["permutations"])]
+        for k in ks:
+            samples = [_same_label_share(graph[:, :k], order) for order in orders]
+            share = _same_label_share(graph[:, :k], labels)
+            rows.append(("same_label_share", None, k, share, *np.quantile(samples, LEVELS)))
+    return pd.DataFrame(rows, columns=["statistic", "depth", "k", "value", "null_low", "null_high"])
+
+
+def _same_label_share(graph: np.ndarray, labels: np.ndarray) -> float:
+    return float((labels[graph] == labels[:, None]).mean())

@@ -1,0 +1,167 @@
+"""Experiment 2: the loss kernel of an image classifier against the WordNet hierarchy.
+
+Section 4.2 of the paper. Each function is one rule of ``workflow/rules/imagenet.smk``. What needs
+images (:func:`sample`, :func:`features`, :func:`evaluate`) writes intermediates without a pixel in
+them; :mod:`losskernel.experiments.imagenet.analyze` reads those.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from losskernel.data.images import WnidImages, imagenet_wnids, load_images
+from losskernel.files import atomic_path
+from losskernel.gradients.linear_response import linear_part, write_coupled_displacements
+from losskernel.gradients.per_sample import Gradients, per_sample_gradients
+from losskernel.models.features import penultimate_features
+from losskernel.models.loader import Classifier, load_classifier
+from losskernel.progress import bar
+from losskernel.sampling.inputs import state_fingerprint
+from losskernel.sampling.probe import Probe
+from losskernel.sampling.sample import cross_entropy, sample_losses
+from losskernel.seeds import numpy_generator
+from losskernel.semantics.wordnet import Hierarchy
+from losskernel.trace import LossTrace, concatenate
+
+
+def _load(settings: dict) -> tuple[Classifier, WnidImages, tuple[Tensor, Tensor]]:
+    classifier = load_classifier(
+        settings["model"],
+        settings["weights"],
+        settings["image_size"],
+        settings["seed"],
+        fit_outputs=False,  # wnids stand for ImageNet's 1,000 classes
+    )
+    images = WnidImages(
+        settings["image_folder"], classifier.preprocess, per_class=settings["per_class"]
+    )
+    images.draw(settings["max_inputs"], numpy_generator(settings["seed"], "order"))
+    return classifier, images, load_images(images, settings["skip_unreadable"])
+
+
+def generate(settings: dict, output: Path) -> None:
+    """Class folders of random textures, to run the whole chain where there are no photographs.
+
+    Images of a class share a base color, so that neighbors mean something.
+    """
+    rng = numpy_generator(settings["seed"], "init")
+    wnids = np.array(imagenet_wnids())[rng.choice(1000, settings["classes"], replace=False)]
+    for wnid in wnids:
+        color = rng.integers(40, 216, 3)
+        for number in range(settings["per_class"]):
+            noise = rng.normal(0, 40, (settings["side"], settings["side"], 3))
+            pixels = np.clip(color + noise, 0, 255).astype(np.uint8)
+            with atomic_path(output / wnid / f"{wnid}_{number}.png") as temporary:
+                Image.fromarray(pixels).save(temporary)
+
+
+def sample(settings: dict, chain: int, journal: Path, output: Path) -> None:
+    """Sample one chain around the published weights, resumable, into a loss trace.
+
+    The minibatch gradients come from the probe images themselves: the training set of the published
+    network is not assumed to be there.
+    """
+    classifier, images, data = _load(settings)
+    sampling = dict(settings["sampling"])
+    sampling.pop("chains")
+    trace = sample_losses(
+        classifier.model,
+        data,
+        Probe(**settings["probe"]),
+        seed=settings["seed"],
+        chains=1,
+        chain_ids=[chain],
+        journal=journal,
+        input_coords={"label": images.labels, "wnid": images.wnids, "name": images.names},
+        **sampling,
+    )
+    trace.dataset.attrs |= {
+        "model": settings["model"],
+        "weights": Path(settings["weights"]).name,
+        "image_size": settings["image_size"] or 0,
+        "images": Path(settings["image_folder"]).name,
+    }
+    trace.save(output)
+
+
+def gradients(settings: dict, output: Path) -> None:
+    """Loss gradient of every image at the published weights: 2 bytes an image and parameter."""
+    classifier, _, data = _load(settings)
+    sampling = settings["sampling"]
+    per_sample_gradients(
+        classifier.model,
+        data,
+        output,
+        parameters=sampling.get("parameters", "all"),
+        device=sampling.get("device", "cpu"),
+    )
+
+
+def join(
+    traces: list[Path],
+    journals: list[Path],
+    output: Path,
+    gradients: Path | None = None,
+) -> None:
+    """Join the chains of one setting into one trace, each cut to the shortest chain's draws.
+
+    With ``gradients``, the trace carries the linear part of every loss, at the displacement of a
+    chain without the loss that the same noise moves.
+    """
+    loaded = [LossTrace.load(trace) for trace in traces]
+    draws = min(trace.dataset.sizes["draw"] for trace in loaded)
+    joined = concatenate([LossTrace(t.dataset.isel(draw=slice(draws))) for t in loaded])
+    if gradients is not None:
+        with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+            coupled = [Path(scratch) / str(number) for number in range(len(journals))]
+            for journal, folder in zip(journals, coupled, strict=True):
+                write_coupled_displacements(journal, folder)
+            linear = np.full(joined.dataset["loss"].shape, np.nan, np.float32)
+            linear[~joined.diverged] = linear_part(Gradients.load(gradients), coupled, draws)
+        joined = LossTrace(joined.dataset.assign(linear=(joined.dataset["loss"].dims, linear)))
+    joined.save(output)
+
+
+def features(settings: dict, output: Path) -> None:
+    """Penultimate features of the same images: the baseline kernel is their cosine.
+
+    Captured at the input of the model's last linear layer, whichever model it is.
+    """
+    classifier, images, (inputs, _) = _load(settings)
+    blocks = bar(inputs.split(50), "features", unit="block")
+    found = penultimate_features(classifier.model, blocks)
+    with atomic_path(output) as temporary:
+        np.savez_compressed(temporary, features=found.numpy().astype(np.float16), name=images.names)
+
+
+@torch.inference_mode()
+def evaluate(settings: dict, output: Path) -> None:
+    """Accuracy and mean cross-entropy of the model on the images, before any perturbation."""
+    classifier, images, (inputs, labels) = _load(settings)
+    blocks = bar(inputs.split(50), "evaluate", unit="block")
+    logits = torch.cat([classifier.model(block) for block in blocks])
+    top5 = logits.topk(5).indices
+    result = {
+        "model": settings["model"],
+        "image_size": settings["image_size"],
+        "images": len(images),
+        "top1": (top5[:, 0] == labels).float().mean().item(),
+        "top5": (top5 == labels[:, None]).any(1).float().mean().item(),
+        "cross_entropy": cross_entropy(logits, labels).mean().item(),
+        "weights_sha256": state_fingerprint(classifier.model),
+    }
+    with atomic_path(output) as temporary:
+        temporary.write_text(json.dumps(result, indent=1))
+
+
+def hierarchy(output: Path, nltk_data: Path | None = None) -> None:
+    """The WordNet hierarchy above the 1,000 ILSVRC classes, as a small file."""
+    Hierarchy.from_wnids(imagenet_wnids(), nltk_data or os.environ.get("NLTK_DATA")).to_file(output)

@@ -1,0 +1,1 @@
+"""Wrong labels found by self-covariance (appendix D.4)."""

@@ -1,0 +1,223 @@
+"""Figures of experiment 4: who finds wrong labels, at what cost, what self-covariance shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from losskernel.experiments.style import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    apply_style,
+    log_axis,
+    save_figure,
+)
+
+METHODS = {
+    "self-covariance": (BLUE, "o"),
+    "mean loss under the probe": (SKY, "s"),
+    "gradient norm (exact limit)": (PURPLE, "D"),
+    "loss": (GRAY, "v"),
+    "area under the margin": (ORANGE, "^"),
+    "confident learning": (GREEN, "P"),
+}
+CLEAN, WRONG = BLUE, VERMILION
+
+
+def detection(
+    summary: Path,
+    scores: Path,
+    probe_time: Path,
+    probe_time_scores: Path,
+    copies: Path,
+    output: Path,
+    output_png: Path,
+) -> None:
+    """AUC, precision and cost by method; self-covariances of right and wrong labels; copies."""
+    apply_style()
+    table = pd.read_csv(summary)
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7))
+    share = _memorized(figure, axes.ravel()[:4], table, scores)
+    corrupted = pd.read_csv(probe_time).set_index("share").loc[share]
+    title = f"{share:.0%} of labels wrong at probe time only"
+    _distribution(axes[1, 1], probe_time_scores, share, title, corrupted["auc"])
+    _copies(axes[1, 2], pd.read_csv(copies))
+    save_figure(figure, output, output_png)
+
+
+def tiny_imagenet(summary: Path, scores: Path, output: Path, output_png: Path) -> None:
+    """Heads on features of photographs, trained on flipped labels: AUC, precision and cost."""
+    apply_style()
+    figure, axes = plt.subplots(2, 2, figsize=(9, 7))
+    _memorized(figure, axes.ravel(), pd.read_csv(summary), scores)
+    save_figure(figure, output, output_png)
+
+
+def imagenet(summary: Path, scores: Path, reported: Path, output: Path, output_png: Path) -> None:
+    """Photographs with labels wrong at probe time: self-covariances, AUC, ratio, neighbors."""
+    apply_style()
+    table = pd.read_csv(summary).set_index("share")
+    paper = pd.read_csv(reported).set_index("id")["reported"]
+    share = table.index[-2:][0]
+    figure, axes = plt.subplots(2, 2, figsize=(9, 7))
+    title = f"{share:.0%} of labels wrong at probe time only"
+    _distribution(axes[0, 0], scores, share, title, table.loc[share, "auc"])
+    _detectors(axes[0, 1], table, paper["mislabel.auc"])
+    _ratio(axes[1, 0], table, paper)
+    _neighbors(axes[1, 1], table)
+    save_figure(figure, output, output_png)
+
+
+def _detectors(axis, table: pd.DataFrame, paper_auc: float) -> None:
+    columns = ("auc", "auc_mean_loss", "auc_loss")
+    names = ("self-covariance", "mean loss under the probe", "loss")
+    at = np.arange(len(table))
+    for offset, name, column in zip((-0.15, 0, 0.15), names, columns, strict=True):
+        color, marker = METHODS[name]
+        spread = table[f"{column}_sd"]
+        axis.errorbar(at + offset, table[column], spread, fmt=marker, color=color, label=name, ms=5)
+    axis.axhline(paper_auc, color="black", linestyle=":", linewidth=0.8)
+    axis.text(at[-1] + 0.45, paper_auc, "paper", ha="right", va="bottom", fontsize="small")
+    _shares(axis, table.index)
+    axis.set(ylabel="ROC-AUC")
+    axis.set_title(f"Who tells wrong labels\n(mean ± sd, {table['draws'].iloc[0]} corruptions)")
+    axis.legend(frameon=False)
+
+
+def _ratio(axis, table: pd.DataFrame, paper: pd.Series) -> None:
+    at = np.arange(len(table))
+    error = np.hypot(table["ratio_sd"], table["ratio_error"])
+    axis.errorbar(at, table["ratio"], error, fmt="o", color=BLUE, ms=5, label="here")
+    reported = (
+        paper["mislabel.self_covariance_mislabeled"] / paper["mislabel.self_covariance_clean"]
+    )
+    axis.axhline(reported, color="black", linestyle=":", linewidth=0.8, label="paper")
+    axis.axhline(1, color="0.8", linewidth=0.8, zorder=0)
+    _shares(axis, table.index)
+    axis.set(ylabel="mean self-covariance, wrong / right labels", ylim=(0, None))
+    axis.set_title("How much higher\n(± sd over corruptions and error over SGLD draws)")
+    axis.legend(frameon=False)
+
+
+def _neighbors(axis, table: pd.DataFrame) -> None:
+    at = np.arange(len(table))
+    null, high = table["neighbors_null"], table["neighbors_null_high"]
+    axis.bar(at, high, 0.6, color="0.88", label="97.5 % of random choices are below")
+    axis.errorbar(
+        at,
+        table["neighbors_mislabeled"],
+        table["neighbors_mislabeled_sd"],
+        fmt="o",
+        color=VERMILION,
+        ms=5,
+        label="mislabeled inputs",
+    )
+    axis.plot(at, null, "_", color="0.4", ms=18, label="mean of random choices")
+    _shares(axis, table.index)
+    top = max(high.max(), (table["neighbors_mislabeled"] + table["neighbors_mislabeled_sd"]).max())
+    axis.set(ylabel="share of wrong labels, in units of chance", ylim=(0, 1.4 * top))
+    axis.set_title("Nearest neighbors of mislabeled inputs\n(mean ± sd over corruptions)")
+    axis.legend(frameon=False, fontsize="small")
+
+
+def _shares(axis, shares, label: str = "labels wrong at probe time") -> None:
+    axis.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
+    axis.set(xlabel=label, xlim=(-0.5, len(shares) - 0.5))
+
+
+def _memorized(figure, axes, table: pd.DataFrame, scores: Path) -> float:
+    """AUC, precision, cost and self-covariances on four axes; the share that two of them show."""
+    _by_share(axes[0], table, "auc", "ROC-AUC")
+    _by_share(axes[1], table, "precision", "precision at the true share")
+    handles, names = axes[0].get_legend_handles_labels()
+    columns = len(names) if figure.get_figwidth() > 10 else 3
+    figure.legend(handles, names, ncols=columns, frameon=False, loc="outside upper center")
+    share = table["share"].unique()[-2:][0]
+    _cost(axes[2], table[table["share"] == share])
+    memorized = table[(table["share"] == share) & (table["method"] == "self-covariance")].iloc[0]
+    title = f"{share:.0%} of labels flipped before training"
+    _distribution(axes[3], scores, share, title, memorized["auc"])
+    return share
+
+
+def _by_share(axis, table: pd.DataFrame, column: str, label: str) -> None:
+    shares = list(table["share"].unique())
+    for i, (method, (color, marker)) in enumerate(METHODS.items()):
+        rows = table[table["method"] == method].set_index("share").loc[shares]
+        at = np.arange(len(shares)) + 0.11 * (i - (len(METHODS) - 1) / 2)
+        spread = rows[f"{column}_sd"]
+        axis.errorbar(
+            at, rows[column], spread, fmt=marker, color=color, label=method, ms=5, elinewidth=1
+        )
+    for border in range(1, len(shares)):
+        axis.axvline(border - 0.5, color="0.9", linewidth=0.8, zorder=0)
+    _shares(axis, shares, "labels flipped before training")
+    axis.set(ylabel=label, ylim=(None, 1.01))
+    draws = int(table["draws"].max())
+    axis.set_title(f"Memorized wrong labels: {label}\n(mean ± sd, {draws} networks a share)")
+
+
+def _cost(axis, table: pd.DataFrame) -> None:
+    rows = table.set_index("method")
+    for method, (color, marker) in METHODS.items():
+        axis.plot(*rows.loc[method, ["training_runs", "auc"]], marker, color=color, ms=8)
+    low, high = rows["training_runs"].min(), rows["training_runs"].max()
+    axis.set(xscale="log", xlim=(low / 2, high * 2))
+    axis.axvline(1, color="black", linestyle=":", linewidth=0.8)
+    axis.set(xlabel="cost beyond training (1 = training once more)", ylabel="ROC-AUC")
+    axis.set_title(
+        f"What each method costs\n({table['share'].iloc[0]:.0%} flipped before training)"
+    )
+
+
+def _distribution(axis, scores: Path, share: float, title: str, auc: float) -> None:
+    with np.load(scores) as stored:
+        at = int(np.flatnonzero(stored["shares"] == share)[0])
+        k, wrong = stored["self_covariance"][at].ravel(), stored["flipped"][at].ravel()
+    positive = k[k > 0]
+    edges = np.geomspace(*np.quantile(positive, [0.01, 1]), 60)
+    for name, chosen, color in (("right label", ~wrong, CLEAN), ("wrong label", wrong, WRONG)):
+        # What lies below the first edge is counted in the first bin, so that shares add up to 1.
+        counts, _ = np.histogram(np.maximum(k[chosen], edges[0]), edges)
+        axis.stairs(counts / chosen.sum(), edges, color=color, label=name, fill=True, alpha=0.4)
+        axis.stairs(counts / chosen.sum(), edges, color=color, linewidth=1)
+    axis.set(xscale="log", xlabel="self-covariance (nats²)", ylabel="share of inputs in a bin")
+    axis.set_title(f"{title}\n(self-covariance: AUC {auc:.3f})")
+    axis.legend(frameon=False)
+
+
+def _copies(axis, table: pd.DataFrame) -> None:
+    gammas = sorted(table["gamma"].unique())
+    colors = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(gammas)))
+    lines = [("flipped", gamma, color, "o-") for gamma, color in zip(gammas, colors, strict=True)]
+    # The exact limit lies on the highest gamma: dashed, so that both are seen.
+    lines[-1] = ("flipped", gammas[-1], "black", "--")
+    # Right labels at one gamma only: their spread over networks is wide at every gamma.
+    for kind, gamma, color, style in [*lines, ("true label", gammas[-1], GRAY, "x:")]:
+        rows = table[(table["gamma"] == gamma) & (table["kind"] == kind)]
+        name = "exact limit" if np.isinf(gamma) else f"γ = {gamma:g}"
+        kind = "wrong label" if kind == "flipped" else kind
+        axis.errorbar(
+            rows["copies"],
+            rows["log10_ratio"],
+            rows["log10_ratio_sd"] / np.sqrt(rows["draws"]),
+            fmt=style,
+            color=color,
+            ms=4,
+            elinewidth=0.8,
+            label=f"{kind}, {name}",
+        )
+    log_axis(axis.xaxis, table["copies"].min() * 0.9, table["copies"].max() * 1.1)
+    axis.set_xticks(sorted(table["copies"].unique()), sorted(table["copies"].unique()))
+    axis.axhline(0, color="black", linewidth=0.6)
+    axis.set(xlabel="copies in the training set", ylabel="log₁₀ of K(z, z) over that of one copy")
+    axis.set_title("Self-covariance of copied inputs\n(mean ± standard error over networks)")
+    axis.legend(frameon=False, fontsize="small")

@@ -1,0 +1,248 @@
+"""Experiment 4, the paper's case: clean training, labels corrupted where the losses are recorded.
+
+Appendix D.4 of the paper. A trace holds the loss of every input under several labels, from the same
+logits, so that the corruption of each share and draw is a choice among its columns. Each function
+is one rule of ``workflow/rules/mislabel.smk``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from losskernel.data.images import WnidImages, load_images
+from losskernel.errors import ConfigError
+from losskernel.experiments.mislabel import setup
+from losskernel.experiments.mislabel.labels import (
+    SeveralLabels,
+    detection,
+    flip_labels,
+    wrong_labels,
+)
+from losskernel.files import atomic_path, write_csv
+from losskernel.kernel.covariance import nearest_neighbors, self_covariance
+from losskernel.models.loader import load_classifier
+from losskernel.progress import bar
+from losskernel.sampling.inputs import fingerprint
+from losskernel.sampling.probe import Probe
+from losskernel.sampling.sample import sample_losses
+from losskernel.seeds import numpy_generator
+from losskernel.trace import LossTrace
+
+
+def on_digits(settings: dict, output: Path, output_summary: Path, output_scores: Path) -> None:
+    """A network and a trace a draw; the trace holds the loss under every label of every input."""
+    rows, kept = [], []
+    clean = setup.digits(settings["inputs"], setup.PILOT_DRAW)
+    probe, _ = setup.chosen_probe(settings, clean, torch.as_tensor(clean.labels))
+    for draw in bar(settings["draws"], "networks", unit="network"):
+        problem = setup.digits(settings["inputs"], draw)
+        labels = torch.as_tensor(problem.labels)
+        data = (problem.inputs, labels)
+        shown = SeveralLabels(
+            setup.fit(settings, problem, *data, draw).model, problem.inputs, problem.classes
+        )
+        every = torch.arange(problem.classes).repeat(len(labels))
+        sampling = settings["sampling"] | {"eval_batch_size": len(every)}
+        trace = sample_losses(
+            shown,
+            data,
+            probe,
+            probe_data=(shown.pairs, every),
+            seed=draw,
+            progress=False,
+            **sampling,
+        )
+        first = np.arange(len(labels)) * problem.classes
+        right = first + problem.labels
+        for share in settings["shares"]:
+            given, flipped = flip_labels(
+                problem.labels, share, problem.classes, numpy_generator(draw, "resample")
+            )
+            losses = trace.losses[..., first + given]
+            k = self_covariance(losses)
+            near, _ = nearest_neighbors(losses, settings["neighbors"])
+            row = {"share": share, "draw": draw, "flipped": int(flipped.sum())} | asdict(probe)
+            row |= {
+                "training_loss": trace.initial_loss[right].mean(),
+                "rise": (trace.losses - trace.initial_loss)[..., right].mean(),
+                "drift": setup.drift(trace.losses[..., right]),
+                **asdict(detection(k, flipped)),
+                "auc_loss": detection(trace.initial_loss[first + given], flipped).auc,
+                **_means(k, flipped),
+                "neighbors_mislabeled": _clustering(near, flipped),
+            }
+            rows.append(row)
+            kept.append((share, k, flipped))
+    with atomic_path(output_scores) as temporary:
+        np.savez_compressed(temporary, **setup.stacked(kept, settings["shares"]))
+    table = pd.DataFrame(rows)
+    write_csv(table, output)
+    values = [name for name in table if name not in ("share", "draw")]
+    write_csv(setup.mean_and_spread(table, ["share"], values), output_summary)
+
+
+def _means(k: np.ndarray, flipped: np.ndarray) -> dict[str, float]:
+    clean, wrong = k[~flipped].mean(), k[flipped].mean()
+    return {
+        "self_covariance_clean": clean,
+        "self_covariance_mislabeled": wrong,
+        "ratio": wrong / clean,
+    }
+
+
+def _clustering(near: np.ndarray, flipped: np.ndarray) -> float:
+    """Share of mislabeled inputs among the neighbors of mislabeled ones, over the share of all."""
+    return flipped[near[flipped]].mean() / flipped.mean()
+
+
+def sample(settings: dict, journal: Path, output: Path) -> None:
+    """Sample an ImageNet classifier; losses under the given and some wrong labels of every image.
+
+    ``settings`` are those of ``imagenet`` that load the model and the images, with ``probe``,
+    ``sampling`` and ``seed``, and ``wrong_labels``, how many of each image. The gradients see the
+    given labels only. The input dimension of the trace runs over pairs of image and label, those of
+    an image side by side, its given label first; ``label`` is that of the pair, ``image`` the
+    number of the image. Resumable by the journal.
+    """
+    seed = settings["seed"]
+    classifier = load_classifier(
+        settings["model"], settings["weights"], settings["image_size"], seed
+    )
+    images = WnidImages(
+        settings["image_folder"], classifier.preprocess, per_class=settings["per_class"]
+    )
+    images.draw(settings["max_inputs"], numpy_generator(seed, "order"))
+    inputs, labels = load_images(images, settings["skip_unreadable"])
+    rng = numpy_generator(seed, "resample")
+    wrong = wrong_labels(images.labels, settings["wrong_labels"], len(images.classes), rng)
+    pairs = np.concatenate([images.labels[:, None], wrong], axis=1)
+    per_image = pairs.shape[1]
+    shown = SeveralLabels(classifier.model, inputs, per_image)
+    sampling = dict(settings["sampling"])
+    sampling["eval_batch_size"] *= per_image
+    trace = sample_losses(
+        shown,
+        (inputs, labels),
+        Probe(**settings["probe"]),
+        probe_data=(shown.pairs, torch.as_tensor(pairs.ravel())),
+        seed=seed,
+        journal=journal,
+        input_coords={
+            "label": pairs.ravel().astype(np.int16),
+            "image": np.repeat(np.arange(len(images), dtype=np.int32), per_image),
+        },
+        **sampling,
+    )
+    trace.dataset.attrs |= {
+        "model": settings["model"],
+        "weights": Path(settings["weights"]).name,
+        "image_size": settings["image_size"] or 0,
+        "images": Path(settings["image_folder"]).name,
+        "images_sha256": fingerprint([inputs]),  # inputs_sha256 is that of the pairs
+        "labels_per_image": per_image,
+    }
+    trace.save(output)
+
+
+def on_images(
+    settings: dict, trace: Path, output: Path, output_summary: Path, output_scores: Path
+) -> None:
+    """Corrupt labels of a trace of :func:`sample` by shares and draws, and look for them.
+
+    ``settings``: ``shares``, ``draws`` (seeds of the corruption), ``neighbors``, ``permutations``,
+    ``jackknife_blocks``. Writes a row a share and draw; then their means, with ``<value>_sd`` over
+    the draws of the corruption and ``<value>_error``, the jackknife over blocks of SGLD draws. The
+    clustering of mislabeled images stands beside the 97.5 % quantile of random choices of as many.
+    The self-covariances themselves are for the figure (npz).
+    """
+    loaded = LossTrace.load(trace)
+    if "labels_per_image" not in loaded.attributes:
+        raise ConfigError(f"{trace}: not made by `losskernel mislabel-probe-time sample`")
+    per_image = int(loaded.attributes["labels_per_image"])
+    losses = loaded.losses.reshape(*loaded.losses.shape[:2], -1, per_image)
+    initial = loaded.initial_loss.reshape(-1, per_image)
+    images = np.arange(len(initial))
+    corrupted = []
+    for share in settings["shares"]:
+        for draw in settings["draws"]:
+            # A wrong label is one of the wrong columns, 1 on; flipping class 0 of as many does it.
+            column, flipped = flip_labels(
+                np.zeros(len(images), int), share, per_image, numpy_generator(draw, "resample")
+            )
+            corrupted.append((share, draw, column, flipped))
+
+    def statistics(chosen: np.ndarray) -> pd.DataFrame:
+        """Of some draws of the sampler: a row a corruption."""
+        k = self_covariance(chosen.reshape(*chosen.shape[:2], -1)).reshape(-1, per_image)
+        mean = chosen.mean(axis=(0, 1), dtype=float)
+        rows = [
+            {
+                "share": share,
+                "draw": draw,
+                **asdict(detection(k[images, column], flipped)),
+                "auc_mean_loss": detection(mean[images, column], flipped).auc,
+                **_means(k[images, column], flipped),
+            }
+            for share, draw, column, flipped in corrupted
+        ]
+        return pd.DataFrame(rows)
+
+    every = self_covariance(loaded.losses).reshape(-1, per_image)
+    kept = [(share, every[images, column], flipped) for share, _, column, flipped in corrupted]
+    with atomic_path(output_scores) as temporary:
+        np.savez_compressed(temporary, **setup.stacked(kept, settings["shares"]))
+    table = statistics(losses)
+    table["flipped"] = [int(flipped.sum()) for *_, flipped in corrupted]
+    table["auc_loss"] = [
+        detection(initial[images, column], flipped).auc for *_, column, flipped in corrupted
+    ]
+    for at, (_, draw, column, flipped) in enumerate(bar(corrupted, "corruptions", unit="draw")):
+        near, _ = nearest_neighbors(losses[..., images, column], settings["neighbors"])
+        table.loc[at, "neighbors_mislabeled"] = _clustering(near, flipped)
+        rng = numpy_generator(draw, "order")
+        null = [
+            _clustering(near, rng.permutation(flipped)) for _ in range(settings["permutations"])
+        ]
+        table.loc[at, "neighbors_null"] = np.mean(null)
+        table.loc[at, "neighbors_null_high"] = np.quantile(null, 0.975)
+    write_csv(table, output)
+    values = [name for name in table if name not in ("share", "draw")]
+    summary = setup.mean_and_spread(table, ["share"], values)
+    errors = _jackknife_errors(losses, statistics, settings["jackknife_blocks"])
+    summary = summary.merge(errors, on="share")
+    right = losses[..., 0]
+    facts = json.loads(loaded.attributes["probe"]) | {
+        "model": loaded.attributes["model"],
+        "image_size": loaded.attributes["image_size"],
+        "inputs": len(images),
+        "chains": losses.shape[0],
+        "sgld_draws": losses.shape[1],
+        "clean_loss": initial[:, 0].mean(dtype=float),
+        "rise": right.mean(dtype=float) - initial[:, 0].mean(dtype=float),
+        "drift": setup.drift(right),
+    }
+    write_csv(summary.assign(**facts), output_summary)
+
+
+def _jackknife_errors(
+    losses: np.ndarray, statistics: Callable[[np.ndarray], pd.DataFrame], blocks: int
+) -> pd.DataFrame:
+    """Standard error of each statistic's mean over corruptions, from leaving out blocks of draws.
+
+    ``sqrt((b - 1) / b * sum (v - mean v)^2)`` over the b values without one block each.
+    """
+    draws = np.arange(losses.shape[1])
+    left_out = [
+        statistics(losses[:, np.setdiff1d(draws, block)]).groupby("share", sort=False).mean()
+        for block in bar(np.array_split(draws, blocks), "jackknife", unit="block")
+    ]
+    spread = pd.concat(left_out).groupby(level="share", sort=False).std(ddof=0)
+    errors = np.sqrt(len(left_out) - 1) * spread.drop(columns="draw")
+    return errors.add_suffix("_error").reset_index()

@@ -1,0 +1,281 @@
+r"""The loss kernel to first order in the displacement of the weights: exact as gamma grows.
+
+With ``l_i(w) = l_i(w*) + a_i + r_i``, ``a_i = g_i . (w - w*)`` the *linear part* of a loss and
+``g_i`` its gradient at the trained weights, the kernel of the linear parts depends on the Gram
+matrix of the gradients alone (:func:`losskernel.kernel.control_variate.limit_kernel`), and the
+remainder vanishes against it as the localization gamma grows. So the limit is a check on the
+sampler, and the linear parts are a control variate (Glasserman 2003, *Monte Carlo Methods in
+Financial Engineering*, Section 4.1): known in every draw (:func:`linear_part`) and known in
+distribution, they take their own sampling noise out of the kernel
+(:func:`losskernel.kernel.control_variate.control_variate_kernel`).
+
+Which displacement the linear part is taken at is a choice. That of the chain itself
+(``sample_losses(..., displacements=True)``) is the closest, but its covariance is known exactly
+only for ``n_beta = 0``. That of a chain without the loss, moved by the same noise
+(:func:`write_coupled_displacements`), has a covariance known exactly at every ``n_beta``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from losskernel.errors import TraceError
+from losskernel.files import atomic_path
+from losskernel.gradients.per_sample import Gradients
+from losskernel.progress import bar
+from losskernel.sampling.journal import DISPLACEMENTS
+from losskernel.sampling.parameters import layout_fingerprint
+from losskernel.sampling.probe import Probe, sgld_step
+from losskernel.seeds import fill_normal
+from losskernel.trace import settings_attribute
+
+_STATE = "state.safetensors"
+
+
+def gram(
+    gradients: Gradients,
+    parameters: str | Sequence[str] = "all",
+    block: int | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """``g_i . g_j`` over some parameters, ``(input, input)`` float64.
+
+    Products are float32 within a block of columns; blocks are added in float64. Matrices of
+    disjoint groups of parameters add up to that of their union.
+
+    Args:
+        gradients: from :func:`losskernel.gradients.per_sample.per_sample_gradients`.
+        parameters: names as in :func:`losskernel.sampling.parameters.select_parameters`, for a
+            group of layers alone.
+        block: columns at once; by default what 0.25 GB holds.
+        progress: show a progress bar.
+    """
+    result = np.zeros((len(gradients), len(gradients)))
+    total = sum(span.stop - span.start for span in gradients.columns(parameters))
+    with bar(None, "Gram matrix", total=total, unit="parameter", show=progress) as shown:
+        for part, rows in gradients.blocks(parameters, block):
+            result += rows @ rows.T
+            shown.update(part.stop - part.start)
+    return result * np.outer(gradients.scale, gradients.scale)
+
+
+def linear_part(
+    gradients: Gradients,
+    displacements: str | Path | Sequence[str | Path],
+    draws: int | None = None,
+    block: int | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """``a_i = g_i . (w - w*)`` at every stored draw, ``(chain, draw, input)`` float64.
+
+    The gradients are read once, whatever the number of draws; products are float32 within a block
+    of columns, and blocks are added in float64. Both factors are float16 on disk, each value within
+    2^-11 of itself, which leaves an error of some 1e-4 of a linear part's standard deviation.
+
+    Args:
+        gradients: of the same model and parameters, for the inputs of interest.
+        displacements: the journal folders of one or more runs of
+            ``sample_losses(..., displacements=True)``, or what :func:`write_coupled_displacements`
+            made. Their chains follow each other; those that diverged by the last
+            draw are left out, as in :attr:`losskernel.LossTrace.losses`.
+        draws: how many of each; by default as many as the shortest run holds.
+        block: columns at once; by default what 0.25 GB holds.
+        progress: show a progress bar.
+
+    Raises:
+        TraceError: a folder holds no displacements, or those of another model or of other
+            parameters, or they are incomplete; or the folders differ in their probe.
+    """
+    folders = [displacements] if isinstance(displacements, (str, Path)) else displacements
+    if not folders:
+        raise TraceError("no displacements; give at least one journal")
+    runs = [_Run.read(Path(folder)) for folder in folders]
+    fewest = min(runs, key=lambda run: run.draws)
+    if draws is not None and not 1 <= draws <= fewest.draws:
+        raise TraceError(f"{fewest.folder}: holds {fewest.draws} draws, not the {draws} asked for")
+    draws = fewest.draws if draws is None else draws
+    for run in runs:
+        run.check(gradients)
+        if run.probe != runs[0].probe:
+            raise TraceError(
+                f"{run.folder}: displacements with {run.probe}, but {runs[0].folder} with "
+                f"{runs[0].probe}; join only draws of one probe distribution"
+            )
+    healthy = [run.healthy(draws) for run in runs]
+    scales = [np.full(kept.sum(), 1 / run.scale) for run, kept in zip(runs, healthy, strict=True)]
+    result = np.zeros((sum(len(scale) for scale in scales), draws, len(gradients)))
+    total = gradients.size
+    with bar(None, "linear part", total=total, unit="parameter", show=progress) as shown:
+        for part, rows in gradients.blocks(block=block, beside=result.shape[0] * draws):
+            chain = 0
+            for run, kept in zip(runs, healthy, strict=True):
+                stored = run.displacements(gradients.size)  # mapped anew: see Gradients.blocks
+                columns = stored[:draws, kept, part].astype(np.float32)
+                products = columns.reshape(-1, columns.shape[-1]) @ rows.T
+                chains = columns.shape[1]
+                result[chain : chain + chains] += products.reshape(draws, chains, -1).swapaxes(0, 1)
+                chain += chains
+            shown.update(part.stop - part.start)
+    return result * np.concatenate(scales)[:, None, None] * gradients.scale
+
+
+def displacement_probe(folder: str | Path) -> Probe:
+    """The probe whose law stored displacements have.
+
+    For :func:`losskernel.kernel.control_variate.limit_kernel`.
+
+    Args:
+        folder: a journal, or what :func:`write_coupled_displacements` made (then ``n_beta`` is 0).
+
+    Raises:
+        TraceError: there is no run in it.
+    """
+    return Probe(**_Run.read(Path(folder)).probe)
+
+
+def write_coupled_displacements(
+    journal: str | Path, folder: str | Path, progress: bool = True
+) -> None:
+    """Displacements of chains without the loss, moved by the very noise of a sampling run.
+
+    ``x <- (1 - eps gamma / 2) x + sqrt(eps) noise``, from 0, with the run's noise: what the run
+    would be at ``n_beta = 0``. Its law is known
+    (:func:`losskernel.kernel.control_variate.limit_kernel` at ``n_beta = 0``), and sharing the
+    noise makes its linear parts follow the losses of the run. The noise is drawn again from the
+    run's seed, so the run need not have kept displacements. It is drawn on the kind of device that
+    the run used, as generators of other devices draw other numbers; on a GPU it has not been tried.
+
+    Args:
+        journal: folder of the run's journal.
+        folder: where they are kept, in the form of a journal's: ``chains x parameters x 2`` bytes a
+            draw.
+        progress: show a progress bar.
+
+    Raises:
+        TraceError: the journal is missing or unreadable, or its noise is that of a GPU and there is
+            none.
+        LossKernelError: the folder cannot be written to.
+    """
+    journal, folder = Path(journal), Path(folder)
+    if folder.resolve() == journal.resolve():
+        raise TraceError(f"{folder}: is the journal itself; choose another folder")
+    run = _Run.read(journal)
+    settings = run.settings
+    probe = Probe(**{**run.probe, "n_beta": 0})
+    chain_ids = json.loads(settings["chain_ids"])["ids"]
+    device = torch.device(settings.get("noise_device", "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TraceError(
+            f"{journal}: its noise was drawn on a GPU and can be drawn again on one only; run this "
+            "where there is one, or use the draws alone"
+        )
+    moved = torch.zeros(len(chain_ids), run.parameters, device=device)
+    noise, nothing = torch.empty_like(moved), torch.zeros(1, device=device)
+    generator = torch.Generator(device)
+    (folder / _STATE).unlink(missing_ok=True)  # what is there is no longer complete
+    with atomic_path(folder / DISPLACEMENTS) as temporary, open(temporary, "wb") as file:
+        draws = bar(range(run.draws), "coupled displacements", unit="draw", show=progress)
+        done = 0
+        for draw in draws:
+            steps = settings["burn_in"] + (draw + 1) * settings["steps_per_draw"]
+            for step in range(done, steps):
+                for row, chain in enumerate(chain_ids):
+                    fill_normal(noise[row], generator, settings["seed"], chain, step)
+                moved = sgld_step(moved, nothing, nothing, noise, probe)
+            done = steps
+            file.write((moved * run.scale).half().cpu().numpy().tobytes())
+    with atomic_path(folder / "settings.json") as temporary:
+        coupled = {**settings, "probe": settings_attribute(asdict(probe))}
+        temporary.write_text(json.dumps(coupled, indent=1, sort_keys=True))
+    with atomic_path(folder / _STATE) as temporary:
+        state = {"draws": torch.tensor(run.draws), "diverged": torch.as_tensor(run.diverged)}
+        save_file(state, temporary)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a journal tells of its run."""
+
+    folder: Path
+    settings: dict
+    probe: dict
+    draws: int
+    diverged: np.ndarray  # (chain,): the draw at which it did, or -1
+    parameters: int  # 0 where the weights to continue from are not kept
+
+    @classmethod
+    def read(cls, folder: Path) -> _Run:
+        try:
+            settings = json.loads((folder / "settings.json").read_text())
+            with safe_open(folder / _STATE, "pt") as file:
+                draws, diverged = int(file.get_tensor("draws")), file.get_tensor("diverged").numpy()
+                weights = "weights" in file.keys()  # noqa: SIM118 - not a dictionary
+                parameters = file.get_slice("weights").get_shape()[1] if weights else 0
+            probe = json.loads(settings["probe"])
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise TraceError(
+                f"{folder}: not the journal of a run with complete draws; sample with "
+                "journal=<folder> or correct the path"
+            ) from error
+        return cls(folder, settings, probe, draws, diverged, parameters)
+
+    @property
+    def scale(self) -> float:
+        """What displacements are multiplied with before they are stored."""
+        return (self.probe["gamma"] or 1.0) ** 0.5
+
+    def healthy(self, draws: int) -> np.ndarray:
+        """Which chains did not diverge within so many draws, ``(chain,)``."""
+        return (self.diverged < 0) | (self.diverged >= draws)
+
+    def check(self, gradients: Gradients) -> None:
+        """Raise a TraceError unless complete displacements that fit the gradients are stored."""
+        names = json.loads(self.settings["parameters"])["names"]
+        for key, here, there in (
+            ("weights", self.settings["weights_sha256"], gradients.weights_sha256),
+            ("parameters", _brief(names), _brief(gradients.names)),
+            ("loss", self.settings.get("loss"), gradients.loss),
+            (
+                "memory format",
+                self.settings["parameters_layout"],
+                layout_fingerprint(gradients.shapes, gradients.strides),
+            ),
+        ):
+            if here != there:
+                raise TraceError(
+                    f"{self.folder}: displacements of other {key} ({here}) than the gradients "
+                    f"({there} in {gradients.folder}); use the same model and parameters"
+                )
+        path = self.folder / DISPLACEMENTS
+        if not path.exists():
+            raise TraceError(
+                f"{path}: missing; sample with displacements=True, or write coupled ones"
+            )
+        shape = (self.draws, len(self.diverged), gradients.size)
+        expected, found = 2 * math.prod(shape), path.stat().st_size
+        if found < expected:
+            raise TraceError(
+                f"{path}: {found} bytes, too short for {shape[0]} draws x {shape[1]} chains x "
+                f"{shape[2]} parameters ({expected}); sample again"
+            )
+
+    def displacements(self, parameters: int) -> np.ndarray:
+        """Stored displacements, ``(draw, chain, parameter)``, mapped from the file."""
+        shape = (self.draws, len(self.diverged), parameters)
+        return np.memmap(self.folder / DISPLACEMENTS, np.float16, "r", shape=shape)
+
+
+def _brief(names: Sequence[str]) -> str:
+    """Names in a few words that differ if they do."""
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    return f"{len(names)} from '{names[0]}' on, {digest}"

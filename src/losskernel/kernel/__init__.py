@@ -1,0 +1,1 @@
+"""The loss kernel: estimates, errors, neighbors, similarity of kernels, maps."""

@@ -1,0 +1,193 @@
+"""The kernel of the linear parts of the losses, and that kernel as a control variate.
+
+What :mod:`losskernel.gradients.linear_response` computes from a model is used here: the Gram matrix
+of the loss gradients, and the linear part of every loss at every draw. Only arrays come in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from losskernel.diagnostics.convergence import shifted
+from losskernel.errors import ConfigError, TraceError
+from losskernel.kernel.covariance import covariance, deviations
+from losskernel.sampling.probe import Probe
+
+
+def limit_kernel(gram: ArrayLike, probe: Probe) -> np.ndarray:
+    r"""``Cov(a_i, a_j)`` in the chain's stationary law, ``(input, input)``: the linear loss kernel.
+
+    Without the loss (``n_beta = 0``) the displacement is normal with variance ``v``, that of
+    :attr:`losskernel.sampling.probe.Probe.localization_variance`, and the kernel is ``v Gamma``,
+    exactly, with ``Gamma`` the Gram matrix of the gradients.
+
+    With it, the mean loss of the n inputs bends the distribution. Its Hessian is taken to be the
+    empirical Fisher matrix ``F = G^T G / n`` (rows of G the gradients), an approximation; its
+    slope, which shifts the mean alone, is left out. In continuous time the displacement has
+    precision ``gamma I + n_beta F``, and by the push-through identity ::
+
+        K = G (gamma I + n_beta/n G^T G)^-1 G^T = Gamma (gamma I + n_beta/n Gamma)^-1.
+
+    An eigenvector of ``Gamma`` with eigenvalue mu is thus a direction of precision
+    ``p = gamma + n_beta mu / n``; a step size eps multiplies its variance by
+    ``1 / (1 - eps p / 4)``. The noise of minibatches is left out: it widens the distribution.
+
+    Args:
+        gram: ``Gamma``, from :func:`losskernel.gradients.linear_response.gram`. For ``n_beta > 0``
+            of the very inputs whose mean loss drives the chain, and of all perturbed parameters.
+        probe: the settings of the chain.
+
+    Raises:
+        ConfigError: ``gamma`` is 0 (there is no stationary law), or a direction has ``eps p >= 4``.
+    """
+    gram = np.asarray(gram, np.float64)
+    if probe.gamma == 0:
+        raise ConfigError("probe: gamma = 0 has no linear limit; choose it above 0")
+    if probe.n_beta == 0:
+        return gram * probe.localization_variance
+    eigenvalues, vectors = np.linalg.eigh(gram)
+    eigenvalues = eigenvalues.clip(0)  # rounding leaves those that vanish on either side of 0
+    precision = probe.gamma + probe.n_beta / len(gram) * eigenvalues
+    if probe.step_size * precision[-1] >= 4:
+        raise ConfigError(
+            f"probe: step_size * precision = {probe.step_size * precision[-1]:g} in the steepest "
+            "direction of the empirical Fisher matrix; from 4 on the linear chain is unstable: "
+            "lower step_size or n_beta"
+        )
+    variance = 1 / (precision * (1 - probe.step_size * precision / 4))
+    return (vectors * (eigenvalues * variance)) @ vectors.T
+
+
+def coupled_law(probe: Probe, steps: ArrayLike) -> np.ndarray:
+    r"""Covariance in time of a coordinate of a coupled displacement, ``(draw, draw)``, weight².
+
+    Coupled displacements (:func:`losskernel.gradients.linear_response.write_coupled_displacements`)
+    start at
+    0: ``x_t = rho x_(t-1) + sqrt(eps) noise`` with ``rho = 1 - eps gamma / 2``, so that ::
+
+        Cov(x_s, x_t) = rho^|t - s| eps (1 - rho^(2 min(s, t))) / (1 - rho^2),
+
+    for ``gamma = 0`` a random walk, ``eps min(s, t)``. Coordinates are independent.
+
+    Args:
+        probe: settings of the chain; ``n_beta`` plays no part.
+        steps: number of steps before each draw, ``(draw,)``.
+    """
+    steps = np.asarray(steps, float)
+    rho = 1 - probe.step_size * probe.gamma / 2
+    earlier = np.minimum(steps[:, None], steps)
+    if rho == 1:
+        return probe.step_size * earlier
+    variance = probe.step_size * (1 - np.power(rho**2, earlier)) / (1 - rho**2)
+    return variance * np.power(rho, np.abs(steps[:, None] - steps))
+
+
+def run_variance(law: ArrayLike, chains: int = 1) -> float:
+    """Expected pooled sample variance of a coordinate whose draws have the covariance ``law``.
+
+    Times the Gram matrix of the gradients it is the expectation of the estimated covariance of the
+    coupled linear parts of this very run, stationary or not. As ``known`` in
+    :func:`control_variate_kernel` it leaves the expectation of the plain estimate unchanged;
+    :func:`limit_kernel` does so for a run that is long against its relaxation only, and would give
+    a chain that never got far the kernel of a stationary one.
+
+    Args:
+        law: ``(draw, draw)``, of the draws that are used, from :func:`coupled_law`.
+        chains: how many independent chains are pooled.
+    """
+    law = np.asarray(law, float)
+    draws = len(law)
+    return float((chains * np.trace(law) - law.sum() / draws) / (chains * draws - 1))
+
+
+def control_variate_kernel(
+    losses: ArrayLike, linear: ArrayLike, known: ArrayLike, center: str = "pooled"
+) -> np.ndarray:
+    """The loss kernel with the sampling noise of the linear parts taken out, ``(input, input)``.
+
+    With ``l = a + r`` the covariance of the losses is ``Cov(a, a) + Cov(a, r) + Cov(r, a) +
+    Cov(r, r)``; the first term is replaced by its known value and the others are estimated. Since
+    the estimates add up as the covariances do, that is ::
+
+        K_cv = K + (known - Cov(a, a)),    K and Cov(a, a) estimated from the same draws.
+
+    Its expectation is that of the plain K, if ``known`` is the covariance of ``linear``: exactly so
+    for ``n_beta = 0`` and for coupled displacements (after burn-in: :func:`limit_kernel` is the
+    stationary law; for any run: :func:`run_variance`); up to the error of the empirical Fisher
+    matrix for the displacements of the chain itself at ``n_beta > 0``. It need not be positive
+    semi-definite.
+
+    Args:
+        losses: ``(chain, draw, input)`` or ``(draw, input)``.
+        linear: linear parts at the same draws, of the same shape.
+        known: their exact covariance, ``(input, input)``.
+        center: as for :func:`losskernel.kernel.covariance.deviations`.
+
+    Raises:
+        TraceError: the shapes do not fit.
+    """
+    if np.shape(losses) != np.shape(linear):
+        raise TraceError(
+            f"linear part: shape {np.shape(linear)} is not that of the losses, {np.shape(losses)}; "
+            "take both from the same draws and inputs"
+        )
+    inputs = np.shape(losses)[-1]
+    if np.shape(known) != (inputs, inputs):
+        raise TraceError(
+            f"known covariance: shape {np.shape(known)} is not ({inputs}, {inputs}), one row an "
+            "input; take the Gram matrix from the same inputs"
+        )
+    return covariance(losses, center) + (np.asarray(known) - covariance(linear, center))
+
+
+def best_coefficient(losses: ArrayLike, linear: ArrayLike) -> float:
+    """The factor at which linear parts follow the losses best, one for all inputs.
+
+    ``c = sum_i Cov(l_i, a_i) / sum_i Var(a_i)`` minimizes ``sum_i Var(l_i - c a_i)``. With ``c
+    linear`` and ``c**2 known`` in their places, :func:`control_variate_kernel` does no harm where
+    the losses are far from linear (``c`` near 0); one number from all inputs biases nothing to
+    speak of. 0 where the linear parts do not move.
+
+    Args:
+        losses, linear: ``(chain, draw, input)``.
+    """
+    (moved, _), (parts, _) = deviations(losses), deviations(linear)
+    size = float(np.vdot(parts, parts))
+    return float(np.vdot(moved, parts)) / size if size > 0 else 0.0
+
+
+def control_variate_null(
+    losses: ArrayLike, linear: ArrayLike, kernel: ArrayLike, seed: int = 0
+) -> np.ndarray:
+    """R of inputs that share nothing but the sampling noise of :func:`control_variate_kernel`.
+
+    The losses and linear parts of each input are rotated in time by a random shift of its own
+    (:func:`losskernel.diagnostics.convergence.shifted`), which leaves off the diagonal the noise of
+    the estimated terms alone; it is scaled by the variances of the estimate. The standard deviation
+    off the diagonal is the noise floor.
+
+    Args:
+        losses, linear: ``(chain, draw, input)``, as for :func:`control_variate_kernel`.
+        kernel: the estimate, ``(input, input)``.
+        seed: of the shifts.
+    """
+    noise = covariance(shifted(losses, seed)) - covariance(shifted(linear, seed))
+    np.fill_diagonal(noise, np.diag(kernel))
+    return normalize(noise)
+
+
+def normalize(kernel: ArrayLike) -> np.ndarray:
+    """``R``: a covariance matrix over its standard deviations, within [-1, 1].
+
+    As :func:`losskernel.kernel.covariance.correlation`, for a kernel without samples: 1 on the
+    diagonal, 0 in the rows and columns of inputs whose variance is not positive, as an estimate's
+    may be.
+    """
+    kernel = np.asarray(kernel, np.float64)
+    variance = np.diag(kernel)
+    positive = variance > 0
+    inverse = np.where(positive, np.where(positive, variance, 1) ** -0.5, 0)
+    result = np.clip(kernel * np.outer(inverse, inverse), -1, 1)
+    np.fill_diagonal(result, positive)
+    return result

@@ -1,0 +1,1 @@
+"""Sampling the probe distribution: independent draws and chains, into a loss trace."""

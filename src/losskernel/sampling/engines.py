@@ -1,0 +1,364 @@
+"""Two ways to evaluate a model at many weight vectors: all chains at once, or one by one.
+
+Both work on a copy of the caller's model in evaluation mode (dropout off, batch-norm statistics
+frozen) and see the perturbed parameters as rows of a matrix ``(chain, parameter)``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, grad_and_value, vmap
+
+from losskernel.errors import ConfigError, DataError
+from losskernel.sampling.inputs import Inputs, leaves
+from losskernel.sampling.parameters import FlatLayout
+
+LossPerInput = Callable[[Any, Any], Tensor]
+PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+# Models up to this size keep a GPU waiting for launches, and a CPU core's threads for each other.
+SMALL = 2_000_000
+# Up to this size a CPU spends its time on calling the operations, one chain after the other.
+SMALL_ON_CPU = 20_000
+
+
+class Engine(Protocol):
+    """Gradients and losses at given weights."""
+
+    layout: FlatLayout
+    center: Tensor  # (parameters,): the trained weights
+    kind: str  # its name for make_engine
+    together: bool  # whether it evaluates several chains in less time than one after the other
+
+    def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+        """Gradients of the chains' mean batch losses, ``(chain, parameter)``, and the losses."""
+
+    def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
+        """Loss of every input at every chain's weights, ``(chain, input)`` float32 on the CPU."""
+
+
+def _frozen_copy(model: nn.Module, device: torch.device | str) -> nn.Module:
+    model = copy.deepcopy(model).to(device)
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def _checked(losses: Tensor, count: int) -> Tensor:
+    if losses.shape != (count,):
+        raise DataError(
+            f"loss: must return one value per input, for {count} of them shape ({count},), not "
+            f"{tuple(losses.shape)}; pass reduction='none', or average over what an input has "
+            "several of"
+        )
+    return losses
+
+
+def _count(targets: Any) -> int:
+    return len(leaves(targets)[0])
+
+
+@contextmanager
+def tensor_cores(precision: str) -> Iterator[None]:
+    """Whether float32 products on an NVIDIA GPU may run in TF32 inside the ``with`` block.
+
+    TF32 keeps 10 of float32's 23 bits of mantissa. PyTorch allows it for convolutions unless told
+    otherwise; here it is in force for precision ``"tf32"`` only. The settings are PyTorch's global
+    ones: the engines set them, and where threads compute one such block encloses them all, or the
+    first to end would undo the others'. It does nothing where there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = precision == "tf32"
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+def _compile(function: Callable, device: torch.device | str, size: int) -> Callable:
+    """Compiled for fixed shapes; replayed as a CUDA graph where launching the kernels costs most.
+
+    CUDA graphs have not been measured in this project.
+    """
+    graphs = torch.device(device).type == "cuda" and size <= SMALL
+    return torch.compile(function, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+class BatchedEngine:
+    """All chains in one vectorized forward and backward pass; for small models.
+
+    Args:
+        model: its operations need batching rules in :mod:`torch.func`.
+        loss: ``loss(output, target)`` gives one value per input.
+        names: parameters to perturb.
+        device: where to compute.
+        compiled: compile both passes; costs a minute or two once.
+        precision, eval_precision: ``"float32"`` or ``"tf32"``, as for :class:`SequentialEngine`.
+    """
+
+    kind, together = "batched", True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossPerInput,
+        names: list[str],
+        device="cpu",
+        compiled: bool = False,
+        precision: str = "float32",
+        eval_precision: str | None = None,
+    ):
+        self._precision, self._eval_precision = precision, eval_precision or precision
+        self._model = _frozen_copy(model, device)
+        self.layout = FlatLayout(self._model, names)
+        self.center = self.layout.flatten(dict(self._model.named_parameters()))
+
+        def losses(flat: Tensor, x: Any, y: Any) -> Tensor:
+            output = functional_call(self._model, self.layout.views(flat), (x,))
+            return _checked(loss(output, y), _count(y))
+
+        def mean_loss(flat: Tensor, x: Any, y: Any) -> Tensor:
+            return losses(flat, x, y).mean()
+
+        self._losses = self._eager_losses = vmap(losses, in_dims=(0, None, None))
+        self._gradients = vmap(grad_and_value(mean_loss))
+        self._input_gradients = vmap(
+            grad(lambda flat, x, y: mean_loss(flat, x[None], y[None])), in_dims=(None, 0, 0)
+        )
+        if compiled:
+            self._losses = _compile(self._losses, device, self.layout.size)
+            self._gradients = _compile(self._gradients, device, self.layout.size)
+
+    def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+        x = torch.stack([batch[0] for batch in batches])
+        y = torch.stack([batch[1] for batch in batches])
+        with tensor_cores(self._precision):
+            gradient, value = self._gradients(weights, x, y)
+        # A CUDA graph overwrites its outputs when it is replayed.
+        return gradient.clone(), value.detach().clone()
+
+    def input_gradients(self, x: Any, y: Any) -> Tensor:
+        """Gradients of the loss of every single input at the center, ``(input, parameter)``."""
+        with tensor_cores(self._precision):
+            return self._input_gradients(self.center, x, y)
+
+    def example_losses(self, weights: Tensor, x: Any, y: Any) -> Tensor:
+        """Losses of some inputs, ``(chain, input)``, not compiled, to try what can be batched."""
+        return self._eager_losses(weights, x, y)
+
+    @torch.inference_mode()
+    def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
+        with tensor_cores(self._eval_precision):
+            blocks = [self._losses(weights, x, y).clone() for x, y in inputs.blocks(block)]
+        return torch.cat(blocks, 1).cpu()
+
+
+class _Replica:
+    """A copy of the model in one type of number, whose perturbed parameters are overwritten."""
+
+    def __init__(self, model: nn.Module, names: list[str], dtype: torch.dtype):
+        self.model, self.dtype = model.to(dtype), dtype
+        parameters = dict(self.model.named_parameters())
+        self.parameters = [parameters[name].requires_grad_() for name in names]
+        self._storage = [parameter.data for parameter in self.parameters]
+
+    def move_to(self, pieces: list[Tensor]) -> None:
+        # Copied, not pointed at: kernels pick their code path by alignment, and compiled code and
+        # CUDA graphs expect the parameters where they were.
+        torch._foreach_copy_(self._storage, pieces)
+
+
+class SequentialEngine:
+    """One chain after the other; for large models and for operations without batching rules.
+
+    Args:
+        model, loss, names, device: as for :class:`BatchedEngine`.
+        compiled: compile the evaluation of the probe inputs; costs a minute once, needs a C++
+            compiler on the CPU. Gradients stay uncompiled there: torch 2.12's compiler emits
+            invalid code for the backward pass of Inception-v1 on the CPU (the transposed store of
+            a max pool's scattered gradient), and gains nothing on a small transformer. On a GPU
+            both are compiled.
+        precision: of the model's arithmetic. ``"float32"``; ``"tf32"``, float32 with products on
+            the tensor cores of an NVIDIA GPU; or ``"bfloat16"``, twice as fast on a CPU with AMX.
+            The weights of the chain are float32 in any case, and so is the loss function, from
+            logits of this precision.
+        eval_precision: the same for the losses of the probe inputs, with gradients left in
+            ``precision``: the draws are then those of ``precision``, to the bit. By default it is
+            ``precision``.
+        inference: evaluate in PyTorch's inference mode, some 4 % faster. Not for a model that keeps
+            a tensor from one call to the next, such as a mask: no gradient could use it.
+
+    Raises:
+        ConfigError: a precision is unknown.
+    """
+
+    kind, together = "sequential", False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossPerInput,
+        names: list[str],
+        device="cpu",
+        compiled: bool = False,
+        precision: str = "float32",
+        eval_precision: str | None = None,
+        inference: bool = True,
+    ):
+        self._without_gradient = torch.inference_mode if inference else torch.no_grad
+        self._precision, self._eval_precision = precision, eval_precision or precision
+        for name in ("precision", "eval_precision"):
+            value = getattr(self, f"_{name}")
+            if value not in PRECISIONS:
+                raise ConfigError(f"{name}: '{value}' is not one of {', '.join(PRECISIONS)}")
+        self._loss = loss
+        frozen = _frozen_copy(model, device)
+        self.layout = FlatLayout(frozen, names)
+        self.center = self.layout.flatten(dict(frozen.named_parameters()))
+        dtype, eval_dtype = PRECISIONS[self._precision], PRECISIONS[self._eval_precision]
+        spare = None if eval_dtype == dtype else copy.deepcopy(frozen)
+        self._differentiated = _Replica(frozen, names, dtype)
+        self._evaluated = (
+            self._differentiated if spare is None else _Replica(spare, names, eval_dtype)
+        )
+        self._evaluate, self._differentiate = self._evaluated.model, self._differentiated.model
+        if compiled:
+            self._evaluate = _compile(self._evaluate, device, self.layout.size)
+            if torch.device(device).type == "cuda":
+                self._differentiate = (
+                    self._evaluate
+                    if spare is None
+                    else _compile(self._differentiate, device, self.layout.size)
+                )
+
+    def _pieces(self, row: Tensor) -> list[Tensor]:
+        """Views of each parameter in a row of weights, as ``layout.views`` without the names."""
+        return [
+            piece.as_strided(shape, stride, piece.storage_offset())
+            for piece, shape, stride in zip(
+                row.split(self.layout.sizes), self.layout.shapes, self.layout.strides, strict=True
+            )
+        ]
+
+    def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+        gradient, values = torch.empty_like(weights), []
+        parameters, dtype = self._differentiated.parameters, self._differentiated.dtype
+        for row, (x, y) in enumerate(batches):
+            self._differentiated.move_to(self._pieces(weights[row]))
+            with tensor_cores(self._precision):
+                value = self._losses(self._differentiate, dtype, x, y).mean()
+                # What the output does not depend on has gradient 0, as in the other engine.
+                grads = torch.autograd.grad(value, parameters, materialize_grads=True)
+            torch._foreach_copy_(self._pieces(gradient[row]), grads)
+            values.append(value.detach())
+        return gradient, torch.stack(values)
+
+    def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
+        rows, dtype = [], self._evaluated.dtype
+        with tensor_cores(self._eval_precision), self._without_gradient():
+            for row in weights:
+                self._evaluated.move_to(self._pieces(row))
+                blocks = [
+                    self._losses(self._evaluate, dtype, x, y) for x, y in inputs.blocks(block)
+                ]
+                rows.append(torch.cat(blocks))
+        return torch.stack(rows).cpu()
+
+    def _losses(self, model: nn.Module, dtype: torch.dtype, x: Any, y: Any) -> Tensor:
+        if isinstance(x, Tensor) and x.is_floating_point():
+            x = x.to(dtype)
+        output = model(x)
+        if isinstance(output, Tensor):
+            output = output.float()
+        return _checked(self._loss(output, y), _count(y))
+
+
+def _keeps_inference_tensors(
+    model: nn.Module, names: list[str], example: tuple[Any, Any], device: torch.device | str
+) -> bool:
+    """Whether a call in inference mode leaves behind what a differentiated one then fails on."""
+    trial = _frozen_copy(model, device)
+    with torch.inference_mode():
+        trial(example[0])
+    parameters = dict(trial.named_parameters())
+    for name in names:
+        parameters[name].requires_grad_()
+    try:
+        trial(example[0])
+    except RuntimeError as error:
+        return "nference tensor" in str(error)
+    return False
+
+
+def make_engine(
+    kind: str,
+    model: nn.Module,
+    loss: LossPerInput,
+    names: list[str],
+    example: tuple[Any, Any],
+    device="cpu",
+    compiled: bool = False,
+    precision: str = "float32",
+    small: int | None = None,
+    eval_precision: str | None = None,
+) -> Engine:
+    """The engine called ``kind``: ``"batched"``, ``"sequential"`` or ``"auto"``.
+
+    ``auto`` takes the batched engine for models of up to ``small`` perturbed parameters when a
+    trial on ``example`` (a few inputs and targets) succeeds, else the sequential one. By default
+    small is 2 million on a GPU, where launching kernels costs most, and 20,000 on a CPU, where a
+    transformer of 120,000 parameters runs 3.5 times faster chain by chain. bfloat16 needs the
+    sequential engine, and so does ``compiled`` on a CPU. ``precision`` and ``eval_precision`` are
+    those of :class:`SequentialEngine`.
+
+    Raises:
+        ConfigError: a name is unknown, or the engine asked for cannot do it.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    if small is None:
+        small = SMALL_ON_CPU if on_cpu else SMALL
+    if kind not in ("auto", "batched", "sequential"):
+        raise ConfigError(f"engine: '{kind}' is not one of auto, batched, sequential")
+
+    def sequential() -> Engine:
+        inference = not _keeps_inference_tensors(model, names, example, device)
+        return SequentialEngine(
+            model, loss, names, device, compiled, precision, eval_precision, inference
+        )
+
+    precisions = {"precision": precision, "eval_precision": eval_precision or precision}
+    for name, value in precisions.items():
+        if value == "tf32" and on_cpu:
+            raise ConfigError(f"{name}: 'tf32' is of NVIDIA GPUs; choose float32 or bfloat16")
+    if kind == "sequential" or "bfloat16" in precisions.values() or (compiled and on_cpu):
+        if kind == "batched":
+            raise ConfigError("engine: bfloat16, and compiled on a CPU, need engine 'sequential'")
+        return sequential()
+    parameters = dict(model.named_parameters())
+    if kind == "auto" and sum(parameters[name].numel() for name in names) > small:
+        return sequential()
+    engine = BatchedEngine(model, loss, names, device, compiled, precision, eval_precision)
+    try:
+        weights = engine.center.expand(2, -1)
+        engine.gradients(weights, [example, example])
+        with torch.inference_mode():  # where other operations run than in a differentiated pass
+            engine.example_losses(weights, *example)
+    except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
+        if kind == "auto":
+            return sequential()
+        raise ConfigError(
+            f"engine: the model cannot be batched over chains ({str(error).splitlines()[0]}); "
+            "use engine 'sequential'"
+        ) from error
+    return engine

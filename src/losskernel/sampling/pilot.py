@@ -1,0 +1,318 @@
+"""A short pilot that proposes localization and step size from a target rise of the mean loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from losskernel.errors import ConfigError
+from losskernel.sampling.engines import Engine, LossPerInput, make_engine
+from losskernel.sampling.gradient_noise import noise_moments, perturbed
+from losskernel.sampling.inputs import Inputs
+from losskernel.sampling.parameters import select_parameters
+from losskernel.sampling.probe import Probe
+from losskernel.sampling.sample import Data, DivergenceError, cross_entropy, sample_losses
+from losskernel.seeds import numpy_generator
+
+# Bounds on the step size eps, each in units that do not depend on the model.
+DRIFT = 0.5  # eps gamma: variance of a free weight 1/8 too large, half forgotten in 3 steps
+CURVATURE = 1.0  # eps n_beta lambda_max; the chain is unstable from 4 on
+GRADIENT_NOISE = 0.25  # minibatch noise over injected noise in the span of the gradients
+
+_TOLERANCE = 0.05  # relative, of the rise
+_EVALUATIONS = 16  # of the rise, in one search
+_RELAXATIONS = 3.0  # burn-in of a pilot chain, in times that a free weight takes to forget by e
+_MOST_BURN_IN = 200
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A proposed probe and what it was chosen by. Losses are in the unit of the loss, say nats.
+
+    Attributes:
+        probe: the proposal.
+        initial_loss: mean loss at the trained weights, of the inputs of the pilot.
+        target: rise of the mean loss that was asked for.
+        rise: rise measured under the proposal.
+        rise_error: its standard error, over perturbations or chains.
+        curvature: largest absolute eigenvalue of the Hessian of a minibatch's mean loss at
+            perturbed weights, in loss / weight²; 0 for ``n_beta = 0``, where it is not needed.
+        gradient_noise: expected :attr:`losskernel.sampling.gradient_noise.GradientNoise.in_span`.
+        words: what was found, in sentences.
+    """
+
+    probe: Probe
+    initial_loss: float
+    target: float
+    rise: float
+    rise_error: float
+    curvature: float
+    gradient_noise: float
+    words: str
+
+
+def propose_probe(
+    model: nn.Module,
+    data: Data,
+    n_beta: float = 0.0,
+    rise: float | None = None,
+    *,
+    relative_rise: float = 0.1,
+    loss: LossPerInput = cross_entropy,
+    probe_data: Data | None = None,
+    most_inputs: int = 512,
+    directions: int = 4,
+    chains: int = 4,
+    batch_size: int = 256,
+    eval_batch_size: int = 1000,
+    parameters: str | Sequence[str] = "all",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    engine: str = "auto",
+) -> Pilot:
+    """Propose gamma and step size at which the mean loss rises by a given amount.
+
+    First for ``n_beta = 0``: gamma from the mean loss under ``N(w*, I / gamma)``, by a search along
+    log gamma with the same random directions, each with its opposite, at every gamma. For
+    ``n_beta > 0`` the gradient holds the loss back, so that a smaller gamma gives the rise: the
+    search goes on with short chains of the sampler itself, the same random numbers at every gamma.
+
+    The step size is the largest with ``eps gamma <= 0.5``, ``eps n_beta lambda_max <= 1`` and
+    minibatch noise at most a quarter of the injected noise in the span of the gradients; the
+    curvature lambda_max (eight power iterations, gradients differing by one standard deviation of
+    the probe) and the noise are measured at perturbed weights.
+
+    ::
+
+        pilot = propose_probe(model, data, n_beta=100)
+        print(pilot.words)
+        trace = sample_losses(model, data, pilot.probe)
+
+    Args:
+        model, data, loss, probe_data, batch_size, eval_batch_size, parameters, seed, device,
+            engine: as for :func:`losskernel.sampling.sample.sample_losses`.
+        n_beta: inverse temperature of the probe.
+        rise: target in units of the loss; if not given, ``relative_rise``.
+        relative_rise: target as a share of the mean loss at the trained weights. Of little use
+            where that loss vanishes: give ``rise`` then.
+        most_inputs: probe inputs that the pilot evaluates, chosen at random.
+        directions: Gaussian perturbations, each used with both signs, at least 2.
+        chains: short chains, at least 2.
+
+    Raises:
+        ConfigError: the target is not above 0, a count is below 2, ``n_beta`` is out of range, or
+            no gamma gives the rise.
+    """
+    for name, value in {"directions": directions, "chains": chains}.items():
+        if value < 2:
+            raise ConfigError(f"pilot: {name} = {value} must be at least 2, for a standard error")
+    Probe(n_beta, 0, 1)  # refuses what no probe can have
+    source = Inputs(data if probe_data is None else probe_data, device)
+    count = min(most_inputs, len(source))
+    chosen = numpy_generator(seed, "order").choice(len(source), count, replace=False)
+    shown = source.take(np.sort(chosen))
+    inputs = Inputs(shown, device)
+    names = select_parameters(model, parameters)
+    example = inputs.take(np.arange(min(2, count)))
+    runner = make_engine(engine, model, loss, names, example, device)
+    initial = float(runner.losses(runner.center[None], inputs, eval_batch_size).double().mean())
+    target = relative_rise * initial if rise is None else rise
+    if not (math.isfinite(target) and target > 0):
+        raise ConfigError(
+            f"pilot: target rise {target:g} of a mean loss of {initial:g} must be above 0; "
+            "give rise in units of the loss"
+        )
+
+    def gaussian(gamma: float) -> tuple[float, float]:
+        means = []
+        for number in range(directions):
+            rows = [perturbed(runner.center, gamma, seed, number, sign) for sign in (1, -1)]
+            losses = runner.losses(torch.stack(rows), inputs, eval_batch_size)
+            means.append(float(losses.double().mean()) - initial)
+        return _mean_and_error(means)
+
+    size = float(runner.center.double().square().mean())
+    start = 100 / size if size > 0 else 1.0  # a perturbation of a tenth of the weights
+    gamma, *found = _solve(gaussian, target, start, 1e12)
+    if n_beta == 0:
+        probe = _Bounds(0.0, 0.0, 0.0).probe(gamma)
+        return Pilot(probe, initial, target, *found, 0.0, 0.0, _said(probe, initial, target, found))
+    train = Inputs(data, device)
+    weights = perturbed(runner.center, gamma, seed)
+    curvature = _curvature(runner, train, weights, gamma**-0.5, batch_size, seed)
+    total, squares = noise_moments(runner, train, weights, batch_size, 8, seed)
+    bounds = _Bounds(n_beta, curvature, squares / total if total else 0.0)
+
+    def chain(gamma: float) -> tuple[float, float]:
+        probe = bounds.probe(gamma)
+        try:
+            trace = sample_losses(
+                model,
+                data,
+                probe,
+                loss=loss,
+                probe_data=shown,
+                chains=chains,
+                draws=4,
+                burn_in=min(_burn_in(probe), _MOST_BURN_IN),
+                steps_per_draw=3,
+                batch_size=batch_size,
+                eval_batch_size=eval_batch_size,
+                parameters=parameters,
+                seed=seed,
+                device=device,
+                engine=engine,
+                progress=False,
+            )
+        except DivergenceError:
+            return math.inf, math.inf
+        if trace.diverged.any():
+            return math.inf, math.inf
+        return _mean_and_error(trace.losses.mean(axis=(1, 2), dtype=float) - initial)
+
+    without_gradient = gamma
+    gamma, *found = _solve(chain, target, gamma, 1e3)
+    probe = bounds.probe(gamma)
+    noise = bounds.noise(probe)
+    words = (
+        f"{_said(probe, initial, target, found)} Without the gradient gamma would be "
+        f"{without_gradient:.3g}. The step size is bounded by the {bounds.limiting(probe)}; "
+        f"minibatch noise adds {noise:.2g} of the injected noise where losses change."
+    )
+    if _burn_in(probe) > _MOST_BURN_IN:
+        words += (
+            f" A weight forgets its start in some {_burn_in(probe)} steps, more than the pilot's "
+            f"{_MOST_BURN_IN}: the loss may rise further. Lower n_beta, raise batch_size if its "
+            "noise is the bound, or take a long burn-in."
+        )
+    return Pilot(probe, initial, target, *found, curvature, noise, words)
+
+
+def _said(probe: Probe, initial: float, target: float, found: Sequence[float]) -> str:
+    words = (
+        f"gamma = {probe.gamma:.3g} and step_size = {probe.step_size:.3g} raise the mean loss from "
+        f"{initial:.4g} by {found[0]:.3g} ± {found[1]:.1g} (target {target:.3g})."
+    )
+    if abs(found[0] - target) > 2 * _TOLERANCE * target:
+        words += " The target is not met: the loss jumps there, or the search ended before it."
+    if found[1] > 0.3 * found[0]:
+        words += (
+            " The rise is uncertain: watch the first draws, or let propose_probe take more "
+            "directions and chains."
+        )
+    return words
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """What bounds the step size: n_beta, the curvature, and ``tr(C^2) / tr(C)`` of gradients."""
+
+    n_beta: float
+    curvature: float
+    variance: float
+
+    def shares(self, probe: Probe) -> dict[str, float]:
+        """How much of each bound the step size uses up."""
+        return {
+            "localization": probe.step_size * probe.gamma / DRIFT,
+            "curvature": probe.step_size * self.n_beta * self.curvature / CURVATURE,
+            "minibatch noise": self.noise(probe) / GRADIENT_NOISE,
+        }
+
+    def noise(self, probe: Probe) -> float:
+        return probe.step_size * self.n_beta**2 * self.variance / 4
+
+    def probe(self, gamma: float) -> Probe:
+        """The probe with the largest step size; every share is proportional to it."""
+        largest = Probe(self.n_beta, gamma, DRIFT / gamma)
+        return Probe(self.n_beta, gamma, largest.step_size / max(self.shares(largest).values()))
+
+    def limiting(self, probe: Probe) -> str:
+        shares = self.shares(probe)
+        return max(shares, key=shares.get)
+
+
+def _burn_in(probe: Probe) -> int:
+    return math.ceil(2 * _RELAXATIONS / (probe.step_size * probe.gamma))
+
+
+def _mean_and_error(values) -> tuple[float, float]:
+    values = np.asarray(values, float)
+    if not np.isfinite(values).all():
+        return math.inf, math.inf
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+Rise = Callable[[float], tuple[float, float]]
+
+
+def _solve(rise: Rise, target: float, start: float, reach: float) -> tuple[float, float, float]:
+    """The gamma at which a falling ``rise(gamma)`` meets the target; the rise there and its error.
+
+    Steps by up to 10 until the target lies between two gammas, then between these by interpolation
+    of log rise over log gamma, which is a line of slope -1 where the loss is quadratic. Ends within
+    5 % of the target, or with the smallest gamma found whose rise is below it.
+
+    Args:
+        rise: mean and standard error at a gamma.
+        target: above 0.
+        start: where to begin.
+        reach: largest factor from ``start`` that is tried.
+    """
+    above = below = None  # (log gamma, log(rise / target)) on either side
+    safe = None
+    at = math.log(start)
+    for _ in range(_EVALUATIONS):
+        found = rise(math.exp(at))
+        miss = math.log(found[0] / target) if found[0] > 0 else -math.inf
+        if abs(math.expm1(miss)) <= _TOLERANCE:
+            return math.exp(at), *found
+        if miss > 0:
+            above = (at, miss)
+        else:
+            below, safe = (at, miss), (math.exp(at), *found)
+        if above and below:
+            share = above[1] / (above[1] - below[1])
+            if not 0.1 < share < 0.9:  # also if a rise is infinite, or none
+                share = 0.5
+            at = above[0] + share * (below[0] - above[0])
+        else:
+            at += max(-math.log(10), min(math.log(10), 1.3 * miss))
+            if abs(at - math.log(start)) > math.log(reach):
+                break
+    if above is None or safe is None:
+        raise ConfigError(
+            f"pilot: the mean loss rises by {found[0]:.3g} at gamma = "
+            f"{math.exp((above or below)[0]):.3g}, the last one tried, against a target of "
+            f"{target:.3g}; change the target, or n_beta: a smaller one lets the loss rise"
+        )
+    return safe
+
+
+def _curvature(
+    engine: Engine, data: Inputs, weights: Tensor, length: float, batch_size: int, seed: int
+) -> float:
+    """Largest absolute Hessian eigenvalue of one minibatch's loss, by power iteration.
+
+    Products with the Hessian are differences of gradients over ``2 length``.
+    """
+    rng = numpy_generator(seed, "batch")
+    size = min(batch_size, len(data))
+    batch = data.take(rng.choice(len(data), size, replace=False))
+    direction, _ = engine.gradients(weights[None], [batch])
+    direction, value = direction[0], 0.0
+    for _ in range(8):
+        norm = float(direction.norm())
+        if norm == 0:
+            return 0.0
+        direction = direction / norm
+        ends = torch.stack([weights + length * direction, weights - length * direction])
+        gradients, _ = engine.gradients(ends, [batch, batch])
+        direction = (gradients[0] - gradients[1]) / (2 * length)
+        value = float(direction.norm())
+    return value

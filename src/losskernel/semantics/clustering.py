@@ -1,0 +1,98 @@
+"""Clusters of a neighbor graph, and how far they agree with groups of the inputs."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+
+from losskernel.errors import DataError
+
+
+def spectral_clusters(graph: scipy.sparse.spmatrix, clusters: int, seed: int = 0) -> NDArray:
+    """Spectral clustering of a weighted graph (normalized Laplacian; Ng, Jordan and Weiss 2002).
+
+    Clusters are read off the eigenvectors by a pivoted QR factorization (Damle, Minden and Ying
+    2019), which has no random start.
+
+    Args:
+        graph: (n, n) symmetric, weights >= 0, as :func:`losskernel.kernel.maps.umap_graph` gives
+            it.
+        clusters: number of clusters, 2 to n - 1.
+        seed: of the eigensolver's starting vector.
+
+    Returns:
+        (n,) cluster of each input, from 0.
+
+    Raises:
+        DataError: the number of clusters is out of range.
+    """
+    from sklearn.cluster import SpectralClustering  # here, as it loads for a second
+
+    n = graph.shape[0]
+    if not 2 <= clusters < n:
+        raise DataError(f"clusters = {clusters} must be from 2 to {n - 1}, the inputs less one")
+    model = SpectralClustering(
+        clusters, affinity="precomputed", assign_labels="cluster_qr", random_state=seed
+    )
+    with warnings.catch_warnings():
+        # A graph in several pieces is no mistake here: its pieces are clusters.
+        warnings.filterwarnings("ignore", message="Graph is not fully connected")
+        return model.fit_predict(graph)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of clusters and groups of the same inputs; each is 1 where they are the same partition.
+
+    Attributes:
+        purity: share of inputs that belong to the commonest group of their cluster.
+        nmi: mutual information over the mean of both entropies. Like purity it rises with the
+            number of clusters, also by chance.
+        ami: mutual information adjusted for chance: 0 is what random clusters of the same sizes
+            reach on average (Vinh, Epps and Bailey 2010).
+    """
+
+    purity: float
+    nmi: float
+    ami: float
+
+
+def purity(clusters: ArrayLike, groups: ArrayLike) -> float:
+    """Share of inputs that belong to the commonest group of their cluster, in (0, 1].
+
+    Args:
+        clusters, groups: (n,) labels.
+
+    Raises:
+        DataError: the lengths differ.
+    """
+    from sklearn.metrics.cluster import contingency_matrix
+
+    _check(clusters, groups)
+    return float(contingency_matrix(groups, clusters).max(axis=0).sum() / len(np.asarray(groups)))
+
+
+def agreement(clusters: ArrayLike, groups: ArrayLike) -> Agreement:
+    """Purity, normalized and adjusted mutual information (scikit-learn's) of (n,) labels.
+
+    Raises:
+        DataError: the lengths differ.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
+    _check(clusters, groups)
+    return Agreement(
+        purity(clusters, groups),
+        float(normalized_mutual_info_score(groups, clusters)),
+        float(adjusted_mutual_info_score(groups, clusters)),
+    )
+
+
+def _check(clusters: ArrayLike, groups: ArrayLike) -> None:
+    shapes = np.shape(clusters), np.shape(groups)
+    if shapes[0] != shapes[1] or len(shapes[0]) != 1:
+        raise DataError(f"clusters {shapes[0]} and groups {shapes[1]}: give one label an input")

@@ -1,0 +1,190 @@
+"""How a kernel's agreement with the hierarchy grows along training, and in which order of depths.
+
+Pairs of inputs of equal label are left out throughout: they share every hypernym by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from losskernel.errors import DataError
+from losskernel.kernel.maps import kernel_distances, nearest_neighbors
+from losskernel.semantics.lift import lift
+
+STATISTICS = ("lift", "auc", "conditional_auc", "spearman")
+CHANCE = {"lift": 1.0, "auc": 0.5, "conditional_auc": 0.5, "spearman": 0.0}
+
+_MOST_BINS = 2**14  # of similarity; an AUC of more distinct values errs by less than their inverse
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Neighbors and ranks of a similarity, from which statistics on any hierarchy are read.
+
+    Attributes:
+        neighbors: ``(input, k)`` most similar inputs of another label.
+        bins: ``(pair,)`` rank of each pair's similarity among all pairs of unequal label, in up to
+            16,384 bins of equal size; equal similarities have equal bins.
+        first, second: ``(pair,)`` the inputs of each pair.
+    """
+
+    neighbors: NDArray[np.int64]
+    bins: NDArray[np.int64]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, similarity: ArrayLike, labels: ArrayLike, k: int) -> Ranking:
+        """Rank a similarity such as R.
+
+        Args:
+            similarity: ``(input, input)``, symmetric, within [-1, 1].
+            labels: ``(input,)``.
+            k: neighbors an input.
+        """
+        from scipy.stats import rankdata  # here, as it is slow to import
+
+        similarity, labels = np.asarray(similarity), np.asarray(labels)
+        neighbors, _ = nearest_neighbors(kernel_distances(similarity), k, exclude_labels=labels)
+        first, second = np.triu_indices(len(labels), 1)
+        unequal = labels[first] != labels[second]
+        first, second = first[unequal], second[unequal]
+        bins = rankdata(similarity[first, second], method="dense").astype(np.int64) - 1
+        if bins.max() >= _MOST_BINS:
+            bins = bins * _MOST_BINS // (bins.max() + 1)
+        return cls(neighbors, bins, first, second)
+
+    def profile(
+        self, depth_matrix: ArrayLike, labels: ArrayLike, depths: Sequence[int]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Agreement with a hierarchy at each of several depths, ``(depth,)`` by statistic.
+
+        - ``lift``: of the nearest neighbors, see :func:`losskernel.semantics.lift.lift`.
+        - ``auc``: ROC-AUC of the similarity for "the pair shares a hypernym of depth d or deeper".
+        - ``conditional_auc``: the same among the pairs that share one of depth d - 1 or deeper.
+          Structure of coarser depths raises lift and AUC of all finer ones; it does not raise this.
+        - ``spearman``: rank correlation of the similarity with the depth of the lowest common
+          hypernym in the hierarchy cut off below d, ``min(depth(lch), d)``.
+
+        NaN where a depth divides no pairs.
+
+        Args:
+            depth_matrix: ``(class, class)`` depth of the lowest common hypernym.
+            labels: ``(input,)`` classes; permuted, they make a null.
+            depths: in steps from the root, 1 or more.
+        """
+        depth_matrix, labels = np.asarray(depth_matrix), np.asarray(labels)
+        size, deepest = int(self.bins.max()) + 1, int(max(depth_matrix.max(), *depths))
+        # Where the histogram's row of each pair of classes begins; then of each pair of inputs.
+        begins = depth_matrix.astype(np.int64) * size
+        at = begins.ravel().take(labels[self.first] * len(depth_matrix) + labels[self.second])
+        at += self.bins
+        # How many pairs of each depth have each rank: all that follows is read from it.
+        pairs = np.bincount(at, minlength=(deepest + 1) * size)
+        pairs = pairs.reshape(deepest + 1, size).astype(float)
+        return {
+            "lift": lift(self.neighbors, depth_matrix, np.asarray(depths), labels),
+            **_rank_statistics(pairs, depths),
+        }
+
+
+def _rank_statistics(pairs: NDArray, depths: Sequence[int]) -> dict[str, NDArray]:
+    """Of counts ``(depth of the pair, rank)``: both AUC and the rank correlation, at each depth."""
+    count = pairs.sum(axis=1)
+    below = pairs.cumsum(axis=1) - pairs / 2  # ties count half
+    # How often a pair of one depth (row) ranks above one of another (column).
+    above = pairs @ below.T
+    rank = _centered_ranks(pairs.sum(axis=0))
+    rank_sums, rank_spread = pairs @ rank, pairs.sum(axis=0) @ rank**2
+    found: dict[str, list[float]] = {"auc": [], "conditional_auc": [], "spearman": []}
+    for d in depths:
+        inside = count[d:].sum()
+        found["auc"].append(_share(above[d:, :d].sum(), inside * count[:d].sum()))
+        found["conditional_auc"].append(_share(above[d:, d - 1].sum(), inside * count[d - 1]))
+        depth_rank = _centered_ranks(np.append(count[:d], inside))
+        product = depth_rank @ np.append(rank_sums[:d], rank_sums[d:].sum())
+        spread = np.append(count[:d], inside) @ depth_rank**2 * rank_spread
+        found["spearman"].append(_share(product, np.sqrt(spread)))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def _centered_ranks(count: NDArray) -> NDArray:
+    """Mean rank of each of several groups of ties, less the mean of all."""
+    return np.cumsum(count) - (count + count.sum()) / 2
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else np.nan
+
+
+def crossing_step(
+    steps: ArrayLike, values: ArrayLike, baseline: float, share: float = 0.5
+) -> float:
+    """The training step at which a growing quantity first reaches a share of its final value.
+
+    The level is ``baseline + share (values[-1] - baseline)``. Between two checkpoints the quantity
+    is taken to be linear in ``log(1 + step)``; step 0 is initialization.
+
+    Args:
+        steps: ``(checkpoint,)``, rising from 0 or more.
+        values: ``(checkpoint,)``.
+        baseline: value that counts as none.
+        share: in (0, 1).
+
+    Returns:
+        The step: ``steps[0]`` if it is reached there; NaN if the final value is not above the
+        baseline, or a value is NaN.
+    """
+    steps, values = np.asarray(steps, float), np.asarray(values, float)
+    if not np.isfinite(values).all() or values[-1] <= baseline:
+        return float("nan")
+    level = baseline + share * (values[-1] - baseline)
+    at = int(np.argmax(values >= level))
+    if at == 0:
+        return float(steps[0])
+    low, high = values[at - 1], values[at]
+    start, stop = np.log1p(steps[at - 1 : at + 1])
+    return float(np.expm1(start + (level - low) / (high - low) * (stop - start)))
+
+
+def half_similarity(
+    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]
+) -> float:
+    """CKA of two estimated kernels without their sampling noise, which they may share.
+
+    ``(<A1, B2> + <A2, B1>) / 2 / sqrt(<A1, A2> <B1, B2>)``, of kernels centered and with their
+    diagonals set to 0, each known by two estimates from disjoint draws. As
+    :func:`losskernel.diagnostics.convergence.corrected_cka`, but products of a half with its
+    namesake are left
+    out: along training the halves of equal number are sampled with the same random numbers, so
+    their noise is alike.
+
+    Args:
+        first, second: two estimates of each kernel, all ``(input, input)``; of a kernel that is
+            known exactly, twice the same.
+
+    Returns:
+        About 1 for equal kernels, 0 for unrelated ones; noise may push it beyond both ends. NaN
+        where the halves of a kernel do not agree at all.
+
+    Raises:
+        DataError: shapes differ.
+    """
+    (a1, a2), (b1, b2) = ([_centered(matrix) for matrix in pair] for pair in (first, second))
+    if len({matrix.shape for matrix in (a1, a2, b1, b2)}) > 1:
+        raise DataError(f"kernels of shapes {a1.shape} and {b1.shape}; take the same inputs")
+    own = np.vdot(a1, a2), np.vdot(b1, b2)
+    if min(own) <= 0:
+        return float("nan")
+    return float((np.vdot(a1, b2) + np.vdot(a2, b1)) / 2 / np.sqrt(own[0] * own[1]))
+
+
+def _centered(kernel: ArrayLike) -> NDArray[np.float64]:
+    kernel = np.array(kernel, float)
+    np.fill_diagonal(kernel, 0)
+    mean = kernel.mean(axis=0)
+    return kernel - mean - kernel.mean(axis=1)[:, None] + mean.mean()

@@ -1,0 +1,169 @@
+"""Ranking the labels of a user's own trace, and of a folder of images."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from losskernel import LossTrace, self_covariance
+from losskernel.cli import main
+from losskernel.commands.mislabel import rank
+from losskernel.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory):
+    """Two cats, two dogs, and a dog called a cat, learned against the dogs."""
+    rng = np.random.default_rng(0)
+    cat, dog = rng.standard_normal((2, 1, 400))
+    losses = np.stack([cat, cat, dog, dog, 4 * (0.2 * cat - dog)], axis=2)
+    losses += 0.1 * rng.standard_normal(losses.shape) + 5
+    names = {"name": np.array(list("abcde")), "label": np.array("cat cat dog dog cat".split())}
+    path = tmp_path_factory.mktemp("trace") / "trace.nc"
+    LossTrace.build(losses, np.arange(5.0), losses.mean(2), None, names).save(path)
+    return path
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def ranking(trace, *options) -> pd.DataFrame:
+    output = trace.with_name("ranking.csv")
+    assert run("mislabel", "rank", "--trace", trace, "--output", output, "--k", 2, *options) == 0
+    return pd.read_csv(output)
+
+
+def test_a_wrong_label_comes_first_with_the_label_of_the_inputs_opposed_to_it(trace):
+    first = ranking(trace).iloc[0]
+    assert (first["rank"], first["name"], first["given_label"]) == (1, "e", "cat")
+    assert first["suggested_label"] == "dog" and first["share_of_votes"] == pytest.approx(1)
+    assert set(first["opposed"].split(" | ")) == {"c", "d"}
+    assert first["opposed_labels"] == "dog | dog"
+    assert set(first["nearest"].split(" | ")) == {"a", "b"}
+    assert first["score"] == pytest.approx(self_covariance(LossTrace.load(trace).losses)[4])
+
+
+def test_a_ranking_by_another_score(trace):
+    table = ranking(trace, "--score", "initial_loss")
+    assert table["score"].tolist() == [4, 3, 2, 1, 0] == table["initial_loss"].tolist()
+
+
+def test_an_unknown_score_is_named(trace, tmp_path):
+    output = tmp_path / "ranking.csv"
+    with pytest.raises(ConfigError, match="score: 'luck' is not one of self_covariance, mean"):
+        rank(trace, output, score="luck")
+    assert not output.exists()
+
+
+def test_an_unknown_label_is_named(trace, tmp_path, capsys):
+    output = tmp_path / "ranking.csv"
+    unknown = ("--label", "species")
+    assert run("mislabel", "rank", "--trace", trace, "--output", output, *unknown) == 1
+    assert "the trace has no 'species'" in capsys.readouterr().err and not output.exists()
+
+
+CLASSES = ("zebra", "Ant", "cat 2")
+PROBE = ("--gamma", 1e4, "--step-size", 1e-5)
+SAMPLING = ("--chains", 1, "--draws", 4, "--burn-in", 0, "--batch-size", 2, "--image-size", 64)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Class folders of two images each, and the weights of a model with an output a folder."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name in CLASSES:
+        (folder / "images" / name).mkdir(parents=True)
+        for number in range(2):
+            pixels = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3)
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    return folder
+
+
+def rank_folder(photos, output, *options) -> int:
+    return run(
+        *("mislabel", "folder", "--images", photos / "images", "--output", output),
+        *("--model", "timm:test_resnet", "--weights", photos / "weights.safetensors"),
+        *("--k", 1, *SAMPLING, *options),
+    )
+
+
+def test_class_folders_of_any_name_are_ranked(photos, tmp_path):
+    output = tmp_path / "suspects.csv"
+    assert rank_folder(photos, output, *PROBE) == 0
+    table = pd.read_csv(output)
+    assert len(table) == 6 and set(table["suggested_label"].dropna()) <= set(CLASSES)
+    np.testing.assert_array_equal(table["given_label"], table["name"].str.split("/").str[0])
+    assert table["score"].is_monotonic_decreasing
+    # The outputs are the folders as Python sorts them, capitals first.
+    trace = LossTrace.load(tmp_path / "suspects.nc")
+    assert dict(zip(trace.coordinate("label"), trace.coordinate("class"), strict=True)) == {
+        "Ant": 0,
+        "cat 2": 1,
+        "zebra": 2,
+    }
+
+
+def test_a_file_of_classes_sets_their_order(photos, tmp_path):
+    (tmp_path / "classes.txt").write_text("zebra\ncat 2\n\nAnt\n")
+    options = ("--classes", tmp_path / "classes.txt", *PROBE)
+    assert rank_folder(photos, tmp_path / "a.csv", *options) == 0
+    assert rank_folder(photos, tmp_path / "b.csv", *PROBE) == 0
+    named, by_folder = (LossTrace.load(tmp_path / f"{name}.nc") for name in "ab")
+    classes = dict(zip(named.coordinate("label"), named.coordinate("class"), strict=True))
+    assert classes == {"zebra": 0, "cat 2": 1, "Ant": 2}
+    same = named.coordinate("label") == "cat 2"
+    assert (named.initial_loss == by_folder.initial_loss).tolist() == same.tolist()
+
+
+def test_a_pilot_chooses_the_probe_where_none_is_given(photos, tmp_path, caplog):
+    with caplog.at_level("INFO", "losskernel"):
+        assert rank_folder(photos, tmp_path / "s.csv") == 0
+    probe = json.loads(LossTrace.load(tmp_path / "s.nc").attributes["probe"])
+    assert probe["n_beta"] == 0
+    said = f"pilot: gamma = {probe['gamma']:.3g} and step_size = {probe['step_size']:.3g} raise"
+    assert said in caplog.text and "(target 0.1)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--weights", "random"), "has 3 class folders, the model 1000 outputs; give weights of"),
+        (("--classes", "two.txt"), "two.txt: 2 names, 2 of them different, for the 3 outputs"),
+        (("--classes", "twice.txt"), "twice.txt: 3 names, 2 of them different, for the 3"),
+        (("--classes", "other.txt"), "Ant: Ant is not one of the model's 3 classes"),
+        (("--gamma", 1e4), "gamma, step_size: give both"),
+        (("--images", "nowhere"), "nowhere: no such image folder"),
+        (("--k", 5), "k = 5: some image has only 4 others of another label; give --k 4 or"),
+    ],
+)
+def test_what_does_not_fit_is_named(photos, tmp_path, monkeypatch, capsys, change, message):
+    monkeypatch.chdir(tmp_path)
+    for name, lines in {
+        "two": "Ant\ncat 2",
+        "twice": "Ant\nAnt\nzebra",
+        "other": "a\nb\nc",
+    }.items():
+        (tmp_path / f"{name}.txt").write_text(lines)
+    assert rank_folder(photos, tmp_path / "s.csv", *change) == 1
+    said = capsys.readouterr().err.strip()
+    assert message in said and said.startswith("error: ") and "\n" not in said
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_folders_of_wnids_are_classes_of_imagenet(photos, tmp_path):
+    for wnid in ("n01440764", "n15075141"):
+        (tmp_path / "images" / wnid).mkdir(parents=True)
+        source = photos / "images/zebra/0.png"
+        (tmp_path / "images" / wnid / "0.png").write_bytes(source.read_bytes())
+    options = ("--weights", "random", "--images", tmp_path / "images", *PROBE)
+    assert rank_folder(photos, tmp_path / "s.csv", *options) == 0
+    assert LossTrace.load(tmp_path / "s.nc").coordinate("class").tolist() == [0, 999]

@@ -1,0 +1,123 @@
+"""Tiny runs of the experiments on labels that are wrong at probe time only."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from losskernel import LossTrace, self_covariance
+from losskernel.errors import ConfigError
+from losskernel.experiments.imagenet.sample import generate
+from losskernel.experiments.imagenet.sample import sample as sample_imagenet
+from losskernel.experiments.mislabel import probe_time
+from losskernel.experiments.mislabel.labels import detection
+
+SETTINGS = {
+    "inputs": 120,
+    "hidden_widths": [16],
+    "training": {"steps": 120, "batch_size": 60, "learning_rate": 0.03, "evaluate_every": 20},
+    "shares": [0.05, 0.2],
+    "draws": [1, 2],
+    "neighbors": 5,
+    "pilot": {"n_beta": 0, "rise": 0.1},
+    "sampling": {"chains": 2, "draws": 10, "batch_size": 60},
+}
+ANALYSIS = {
+    "shares": [0.1, 0.2],
+    "draws": [1, 2, 3],
+    "neighbors": 3,
+    "permutations": 19,
+    "jackknife_blocks": 4,
+}
+
+
+def test_wrong_labels_at_probe_time_only(tmp_path):
+    probe_time.on_digits(SETTINGS, tmp_path / "rows.csv", tmp_path / "s.csv", tmp_path / "s.npz")
+    rows = pd.read_csv(tmp_path / "rows.csv").set_index(["share", "draw"])
+    with np.load(tmp_path / "s.npz") as stored:
+        k, flipped = stored["self_covariance"][1, 0], stored["flipped"][1, 0]
+    row = rows.loc[(0.2, 1)]
+    assert flipped.sum() == 24 == row["flipped"]
+    assert row["ratio"] == pytest.approx(k[flipped].mean() / k[~flipped].mean())
+    # The network never saw these labels: they are far from what it learned.
+    assert row["auc_loss"] > 0.9 and row["auc"] > 0.8 and row["ratio"] > 1
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """Settings, and a trace of 20 random textures under 4 labels each."""
+    folder = tmp_path_factory.mktemp("sampled")
+    generate({"classes": 10, "per_class": 2, "side": 32, "seed": 0}, folder / "images")
+    settings = {
+        "model": "timm:test_resnet",
+        "weights": "random",
+        "image_folder": str(folder / "images"),
+        "image_size": 32,
+        "per_class": None,
+        "max_inputs": None,
+        "skip_unreadable": False,
+        "seed": 0,
+        "wrong_labels": 3,
+        "probe": {"n_beta": 50, "gamma": 1e4, "step_size": 1e-5},
+        "sampling": {"chains": 1, "draws": 8, "batch_size": 4, "eval_batch_size": 7},
+    }
+    probe_time.sample(settings, folder / "journal", folder / "trace.nc")
+    return settings, folder / "trace.nc"
+
+
+def test_the_given_labels_have_the_losses_of_a_run_without_the_wrong_ones(sampled, tmp_path):
+    settings, trace = sampled
+    sample_imagenet(settings, 0, tmp_path / "journal", tmp_path / "plain.nc")
+    plain, found = LossTrace.load(tmp_path / "plain.nc"), LossTrace.load(trace)
+    losses = found.losses.reshape(1, 8, 20, 4)
+    # The same chain. Blocks of another size round the sums of a convolution differently: losses of
+    # about 7 agree to some roundings of 2^-24 of the logits.
+    np.testing.assert_allclose(losses[..., 0], plain.losses, rtol=0, atol=2e-5)
+    labels = found.coordinate("label").reshape(20, 4)
+    np.testing.assert_array_equal(labels[:, 0], plain.coordinate("label"))
+    assert all(len(set(row)) == 4 for row in labels)
+    assert np.abs(losses[..., 1:] - losses[..., :1]).min() > 1e-4  # other labels, other losses
+    assert found.attributes["weights_sha256"] == plain.attributes["weights_sha256"]
+
+
+def analyzed(trace, folder):
+    files = [folder / name for name in ("rows.csv", "summary.csv", "scores.npz")]
+    probe_time.on_images(ANALYSIS, trace, *files)
+    return pd.read_csv(files[0]), pd.read_csv(files[1]), dict(np.load(files[2]))
+
+
+def test_a_corruption_is_a_choice_among_the_columns(sampled, tmp_path):
+    rows, summary, scores = analyzed(sampled[1], tmp_path)
+    assert rows["flipped"].tolist() == [2] * 3 + [4] * 3
+    columns = self_covariance(LossTrace.load(sampled[1]).losses).reshape(20, 4)
+    chosen = scores["self_covariance"].reshape(6, 20)
+    flipped = scores["flipped"].reshape(6, 20)
+    for row, k, wrong in zip(rows.itertuples(), chosen, flipped, strict=True):
+        np.testing.assert_array_equal(k[~wrong], columns[~wrong, 0])
+        assert (k[wrong, None] == columns[wrong, 1:]).any(axis=1).all()
+        assert row.auc == pytest.approx(detection(k, wrong).auc)
+        assert row.ratio == pytest.approx(k[wrong].mean() / k[~wrong].mean())
+    np.testing.assert_allclose(summary["auc"], rows.groupby("share")["auc"].mean())
+    np.testing.assert_allclose(summary["auc_sd"], rows.groupby("share")["auc"].std())
+    assert summary["gamma"].tolist() == [1e4, 1e4]
+
+
+def test_the_jackknife_is_that_of_the_definition(sampled, tmp_path):
+    _, summary, _ = analyzed(sampled[1], tmp_path)
+    trace = LossTrace.load(sampled[1])
+    values = []
+    for block in range(4):
+        left = np.delete(np.arange(8), [2 * block, 2 * block + 1])
+        part = LossTrace(trace.dataset.isel(draw=left))
+        part.save(tmp_path / "part.nc")
+        values.append(analyzed(tmp_path / "part.nc", tmp_path)[1]["ratio"].values)
+    values = np.array(values)
+    expected = np.sqrt(3 / 4 * ((values - values.mean(0)) ** 2).sum(0))
+    np.testing.assert_allclose(summary["ratio_error"], expected)
+
+
+def test_another_trace_is_refused(sampled, tmp_path):
+    trace = LossTrace.load(sampled[1])
+    del trace.dataset.attrs["labels_per_image"]
+    trace.save(tmp_path / "other.nc")
+    with pytest.raises(ConfigError, match="other.nc: not made by `losskernel mislabel-probe-time"):
+        analyzed(tmp_path / "other.nc", tmp_path)

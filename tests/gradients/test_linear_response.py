@@ -1,0 +1,459 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import t as student
+from torch import nn
+
+from losskernel import Probe, correlation, covariance, sample_losses
+from losskernel.diagnostics.convergence import cka
+from losskernel.errors import ConfigError, LossKernelError, TraceError
+from losskernel.gradients.linear_response import (
+    displacement_probe,
+    gram,
+    linear_part,
+    write_coupled_displacements,
+)
+from losskernel.gradients.per_sample import per_sample_gradients
+from losskernel.kernel.control_variate import control_variate_kernel, limit_kernel, normalize
+
+FALSE_ALARM = 1e-3  # probability that a test fails correct code, for seeds drawn at random
+SIZE = 12  # weights of the linear problem
+
+
+class Linear(nn.Module):
+    """Output ``g . w`` with g the input, as a loss linear in the weights."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first = nn.Parameter(torch.randn(SIZE - 4))
+        self.second = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return x @ torch.cat([self.first, self.second])
+
+
+def itself(output, target):
+    return output
+
+
+def linear_problem(inputs=7):
+    rng = torch.Generator().manual_seed(5)
+    # Gradients of unequal size that point in similar directions: a Gram matrix far from diagonal.
+    x = torch.randn(inputs, SIZE, generator=rng) + torch.randn(SIZE, generator=rng)
+    return Linear(), (x * torch.logspace(-1, 1, inputs)[:, None], torch.zeros(inputs))
+
+
+def smooth_problem(inputs=6):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    return model, (torch.randn(inputs, 4), torch.arange(inputs) % 3)
+
+
+def independent(gamma, n_beta=0.0):
+    """A step after which a chain without the loss has forgotten where it was."""
+    return Probe(n_beta=n_beta, gamma=gamma, step_size=2 / gamma)
+
+
+def sample(model, data, probe, journal=None, **options):
+    keep = {"journal": journal, "displacements": journal is not None}
+    options = {"engine": "batched", "progress": False, **keep, **options}
+    return sample_losses(model, data, probe, **options)
+
+
+def gradients_of(model, data, folder, **options):
+    return per_sample_gradients(model, data, folder, progress=False, **options)
+
+
+def gram_of(gradients, **options):
+    return gram(gradients, progress=False, **options)
+
+
+def linear_of(gradients, displacements, **options):
+    return linear_part(gradients, displacements, progress=False, **options)
+
+
+def rounding_bound(gradients, displacements, gamma, chains, draws):
+    """Largest error of a linear part, ``(chain, draw, input)``: two factors, each within 2^-11.
+
+    And 1e-6 for sums and losses in float32: 8 roundings of 2^-23 of terms of the same size.
+    """
+    moved = np.fromfile(displacements / "displacements.f16", np.float16).astype(float)
+    moved = np.abs(moved.reshape(draws, chains, -1).swapaxes(0, 1)) / np.sqrt(gamma)
+    size = np.abs(gradients.rows.astype(float)) * gradients.scale[:, None]
+    return 2**-10 * 1.001 * moved @ size.T
+
+
+# The Gram matrix
+
+
+@pytest.mark.parametrize("block", [None, 1, 5, 12, 100])
+def test_gram_is_that_of_the_gradients(tmp_path, block):
+    model, data = linear_problem()
+    gradients = gradients_of(model, data, tmp_path, dtype="float32", loss=itself)
+    g = data[0].double().numpy()
+    # each factor within 2^-24, and sums of 12 terms in float32: below 16 roundings of 2^-24
+    np.testing.assert_allclose(
+        gram_of(gradients, block=block),
+        g @ g.T,
+        atol=2**-20 * np.linalg.norm(g, axis=1).max() ** 2,
+        rtol=0,
+    )
+
+
+def test_gram_matrices_of_groups_add_up(tmp_path):
+    gradients = gradients_of(*smooth_problem(), tmp_path, dtype="float32")
+    whole = gram_of(gradients)
+    parts = [gram_of(gradients, parameters=p) for p in (["0.*"], ["2.weight"], ["2.bias"])]
+    assert all(np.abs(part).max() > 1e-3 * np.abs(whole).max() for part in parts)
+    np.testing.assert_allclose(sum(parts), whole, rtol=1e-5, atol=1e-6 * np.abs(whole).max())
+
+
+# The limit
+
+
+def test_without_the_loss_the_limit_is_the_gram_matrix_times_the_variance_of_a_weight():
+    probe = Probe(n_beta=0, gamma=10, step_size=0.1)
+    matrix = np.array([[2.0, 1.0], [1.0, 3.0]])
+    np.testing.assert_allclose(limit_kernel(matrix, probe), matrix * 0.1 / 0.75, rtol=1e-14)
+
+
+def test_with_the_loss_the_limit_is_the_covariance_in_weight_space():
+    rng = np.random.default_rng(0)
+    g = rng.standard_normal((5, 8))
+    precision = 3 * np.eye(8) + 4 * g.T @ g / 5
+    for step in (1e-9, 0.1):
+        s = np.linalg.inv(precision @ (np.eye(8) - step * precision / 4))
+        probe = Probe(n_beta=4, gamma=3, step_size=step)
+        np.testing.assert_allclose(limit_kernel(g @ g.T, probe), g @ s @ g.T, rtol=1e-10)
+    continuous = g @ g.T @ np.linalg.inv(3 * np.eye(5) + 4 / 5 * g @ g.T)
+    small = limit_kernel(g @ g.T, Probe(n_beta=4, gamma=3, step_size=1e-9))
+    np.testing.assert_allclose(small, continuous, rtol=1e-7)
+
+
+def test_the_limit_is_continuous_in_the_temperature():
+    g = np.random.default_rng(0).standard_normal((5, 8))
+    limits = [limit_kernel(g @ g.T, Probe(b, 10, 0.1)) for b in (0, 1e-9)]
+    np.testing.assert_allclose(*limits, rtol=1e-8)
+
+
+def test_no_limit_where_the_linear_chain_has_no_stationary_law():
+    with pytest.raises(ConfigError, match="gamma = 0 has no linear limit"):
+        limit_kernel(np.eye(2), Probe(n_beta=0, gamma=0, step_size=1))
+    with pytest.raises(ConfigError, match=r"step_size \* precision = 5.1 .*; .*: lower step_size"):
+        limit_kernel(100 * np.eye(2), Probe(n_beta=1, gamma=1, step_size=0.1))
+
+
+class Both(nn.Module):
+    """Output ``g . (w - w*)`` and its half square: a loss that is recorded and one that drives."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(SIZE))
+
+    def forward(self, x):
+        return x @ self.w
+
+
+def recorded_or_driving(output, target):
+    return torch.where(target == 1, output, 0.5 * output.square())
+
+
+def jackknife(statistic, *arrays):
+    """A statistic of all chains and its standard error from leaving out one chain at a time."""
+    chains = len(arrays[0])
+    left_out = np.stack(
+        [statistic(*(np.delete(a, c, axis=0) for a in arrays)) for c in range(chains)]
+    )
+    return statistic(*arrays), np.sqrt(chains - 1) * left_out.std(axis=0)
+
+
+@pytest.mark.parametrize("n_beta", [0, 2])
+def test_the_sampler_has_the_limit_as_its_kernel_where_the_losses_are_linear(tmp_path, n_beta):
+    """With ``n_beta > 0`` too, if the driving loss has the Fisher matrix for its Hessian."""
+    _, (g, zeros) = linear_problem()
+    g = g / 12
+    probe = Probe(n_beta=n_beta, gamma=1.0, step_size=0.2)
+    limit = limit_kernel((g @ g.T).numpy(), probe)
+    assert n_beta == 0 or np.linalg.eigvalsh(limit)[-1] < 0.5 * np.trace(g @ g.T)
+    chains = 32
+    trace = sample(
+        Both(),
+        (g, zeros),
+        probe,
+        probe_data=(g, zeros + 1),
+        loss=recorded_or_driving,
+        chains=chains,
+        draws=200,
+        burn_in=60,  # the slowest direction has forgotten its start to 0.9^60 = 2e-3 of a deviation
+    )
+    upper = np.triu_indices(len(g))
+    estimate, error = jackknife(lambda losses: covariance(losses)[upper], trace.losses)
+    distance = np.abs(estimate - limit[upper]) / error
+    assert distance.max() < student.ppf(1 - FALSE_ALARM / len(distance) / 2, df=chains - 1)
+    assert (np.diag(limit) > 5 * error[upper[0] == upper[1]]).all()  # errors of a fifth are seen
+
+
+def test_the_sampled_kernel_nears_the_limit_as_gamma_rises(tmp_path):
+    model, data = smooth_problem()
+    matrix = gram_of(gradients_of(model, data, tmp_path, dtype="float32"))
+    similarity, size = [], []
+    for gamma in (0.3, 10, 1e4):
+        probe = independent(gamma)
+        kernel = covariance(sample(model, data, probe, chains=20, draws=100).losses)
+        limit = limit_kernel(matrix, probe)
+        similarity.append(cka(kernel, limit))
+        size.append(np.trace(kernel) / np.trace(limit))
+    assert similarity[0] < similarity[1] - 0.02 and similarity[1] < similarity[2]
+    # 2000 independent draws: the relative error of a variance is sqrt(2 / 2000) = 0.03, and the
+    # part of the CKA that noise takes is of order (inputs / draws) = 0.003
+    assert similarity[2] > 0.99 and abs(size[2] - 1) < 0.13
+
+
+# Linear parts
+
+
+@pytest.mark.parametrize("block", [None, 1, 5])
+def test_linear_parts_are_the_changes_of_linear_losses(tmp_path, block):
+    model, data = linear_problem()
+    gradients = gradients_of(model, data, tmp_path / "g", loss=itself)
+    probe = Probe(n_beta=1.5, gamma=2.0, step_size=0.2)
+    trace = sample(model, data, probe, tmp_path / "j", loss=itself, chains=3, draws=11, burn_in=2)
+    found = linear_of(gradients, tmp_path / "j", block=block)
+    change = trace.losses.astype(float) - trace.initial_loss
+    bound = rounding_bound(gradients, tmp_path / "j", probe.gamma, chains=3, draws=11)
+    # losses are float32 numbers of some size, made in 12 additions
+    bound += 12 * 2**-23 * np.abs(data[0].numpy()).sum(1) * 3
+    assert found.shape == (3, 11, 7)
+    assert (np.abs(found - change) <= bound).all()
+    assert (np.abs(change).max((0, 1)) > 20 * bound.max((0, 1))).all()
+
+
+def test_linear_parts_are_in_the_memory_order_of_the_model(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 4))
+    model = model.to(memory_format=torch.channels_last)
+    data = torch.randn(5, 3, 6, 6), torch.arange(5) % 4
+    gradients = gradients_of(model, data, tmp_path / "g")
+    gamma = 1e6
+    trace = sample(
+        model, data, independent(gamma), tmp_path / "j", chains=2, draws=40, engine="sequential"
+    )
+    linear = linear_of(gradients, tmp_path / "j")
+    change = trace.losses - trace.losses.mean((0, 1))
+    remainder = change - (linear - linear.mean((0, 1)))
+    # Second order in a displacement of 1e-3 and float32 rounding of the losses: a few thousandths.
+    assert (remainder.std((0, 1)) < 0.02 * change.std((0, 1))).all()
+    contiguous = gradients_of(model.to(memory_format=torch.contiguous_format), data, tmp_path / "c")
+    with pytest.raises(TraceError, match="displacements of other memory format"):
+        linear_of(contiguous, tmp_path / "j")
+
+
+def test_runs_of_one_chain_each_are_as_one_run_of_all(tmp_path):
+    model, data = smooth_problem()
+    gradients = gradients_of(model, data, tmp_path / "g")
+    probe = Probe(n_beta=3, gamma=50, step_size=0.005)
+    sample(model, data, probe, tmp_path / "all", chains=3, draws=6)
+    for chain in range(3):
+        sample(model, data, probe, tmp_path / f"{chain}", chain_ids=[chain], draws=6 + chain)
+    whole = linear_of(gradients, tmp_path / "all")
+    joined = linear_of(gradients, [tmp_path / f"{chain}" for chain in range(3)])
+    # The engine sums in another order for one chain than for three: float16 may round differently.
+    np.testing.assert_allclose(joined, whole, atol=2**-9 * whole.std() * 3)
+    np.testing.assert_array_equal(linear_of(gradients, tmp_path / "all", draws=4), whole[:, :4])
+
+
+def test_chains_that_diverged_are_left_out_as_in_the_trace(tmp_path):
+    model, data = smooth_problem()
+    gradients = gradients_of(model, data, tmp_path / "g")
+    probe = independent(0.01)
+    free = sample(model, data, probe, chains=4, draws=10)
+    worst = np.sort(free.losses.mean(2).max(1))
+    bound = worst[1:3].mean()  # two of the four go beyond
+    trace = sample(model, data, probe, tmp_path / "j", chains=4, draws=10, loss_bound=bound)
+    assert trace.diverged.sum() == 2
+    found = linear_of(gradients, tmp_path / "j")
+    assert found.shape == trace.losses.shape == (2, 10, 6)
+    sample(model, data, probe, tmp_path / "free", chains=4, draws=10)
+    everything = linear_of(gradients, tmp_path / "free")
+    np.testing.assert_array_equal(found, everything[~trace.diverged])
+    # Of the draws before any chain went beyond none is left out: as in a trace of so many.
+    gone = np.isnan(trace.dataset["loss"].values).any(2)
+    first = gone.any(0).argmax()
+    assert first > 0
+    early = linear_of(gradients, tmp_path / "j", draws=int(first))
+    np.testing.assert_array_equal(early, everything[:, :first])
+
+
+# The control variate
+
+
+def test_for_linear_losses_the_control_variate_leaves_no_sampling_noise(tmp_path):
+    model, data = linear_problem()
+    gradients = gradients_of(model, data, tmp_path / "g", loss=itself)
+    probe = Probe(n_beta=0, gamma=2.0, step_size=0.2)
+    trace = sample(model, data, probe, tmp_path / "j", loss=itself, chains=2, draws=5)
+    linear = linear_of(gradients, tmp_path / "j")
+    known = limit_kernel((data[0] @ data[0].T).numpy(), probe)
+    error = rounding_bound(gradients, tmp_path / "j", probe.gamma, chains=2, draws=5)
+    error += 12 * 2**-23 * np.abs(data[0].numpy()).sum(1) * 3
+    # Cov(a + e, a + e) - Cov(a, a) with |e| bounded; deviations of e are no larger than e itself.
+    e, a = (np.sqrt((v.reshape(-1, 7) ** 2).sum(0) / 9) for v in (error, linear))
+    bound = np.outer(e, a) + np.outer(a, e) + np.outer(e, e)
+    found = control_variate_kernel(trace.losses, linear, known)
+    assert (np.abs(found - known) <= bound).all()
+    assert (np.abs(covariance(trace.losses) - known).max() > 10 * bound.max()).all()
+
+
+def control_variates(tmp_path, gamma, n_beta, draws=50, chains=64):
+    """Plain and corrected kernels of each chain, and a plain one of many other draws."""
+    model, data = smooth_problem()
+    gradients = gradients_of(model, data, tmp_path / "g")
+    probe = independent(gamma, n_beta)
+    options = {"chains": chains, "burn_in": 5}
+    trace = sample(model, data, probe, tmp_path / "j", draws=draws, **options)
+    write_coupled_displacements(tmp_path / "j", tmp_path / "coupled", progress=False)
+    matrix = gram_of(gradients)
+    estimates = {"plain": [covariance(losses) for losses in trace.losses]}
+    without_loss = Probe(0, probe.gamma, probe.step_size)
+    for name, folder, law in (("own", "j", probe), ("coupled", "coupled", without_loss)):
+        known = limit_kernel(matrix, law)
+        linear = linear_of(gradients, tmp_path / folder)
+        pairs = zip(trace.losses, linear, strict=True)
+        estimates[name] = [control_variate_kernel(*pair, known) for pair in pairs]
+    long = sample(model, data, probe, draws=5 * draws, seed=1, **options).losses
+    return {name: np.array(values) for name, values in estimates.items()}, long
+
+
+@pytest.mark.parametrize(
+    ("gamma", "n_beta", "name", "gain"),
+    [(3000, 0, "own", 50), (300, 0, "own", 5), (3000, 100, "coupled", 50)],
+)
+def test_the_control_variate_is_unbiased_and_takes_noise_out(tmp_path, gamma, n_beta, name, gain):
+    """Its mean over 64 chains is the kernel of five times as many draws without it."""
+    estimates, long = control_variates(tmp_path, gamma, n_beta)
+    upper = np.triu_indices(6)
+    reference, reference_error = jackknife(lambda losses: covariance(losses)[upper], long)
+    values = estimates[name][:, upper[0], upper[1]]
+    error = values.std(0, ddof=1) / np.sqrt(len(values))
+    distance = np.abs(values.mean(0) - reference) / np.hypot(error, reference_error)
+    assert distance.max() < student.ppf(1 - FALSE_ALARM / len(distance) / 2, df=63)
+
+    # The gain grows like gamma; measured 110, 13 and 96. The reference's own error counts in both.
+    def square_error(name):
+        return ((estimates[name][:, *upper] - reference) ** 2).mean()
+
+    # The reference has its own error, which counts in both.
+    assert square_error(name) < square_error("plain") / gain
+
+
+def test_coupled_displacements_without_the_loss_are_those_of_the_run(tmp_path):
+    model, data = smooth_problem()
+    probe = Probe(n_beta=0, gamma=40, step_size=0.01)
+    options = {"chain_ids": [5, 2], "draws": 4, "burn_in": 3, "steps_per_draw": 2, "seed": 9}
+    sample(model, data, probe, tmp_path / "j", **options)
+    write_coupled_displacements(tmp_path / "j", tmp_path / "c", progress=False)
+    run, coupled = (
+        np.fromfile(tmp_path / f / "displacements.f16", np.float16).astype(float) for f in "jc"
+    )
+    # The run's are differences of float32 weights of size up to 1: 2^-24 each step, times sqrt(40),
+    # in 11 steps; and float16 rounds both.
+    np.testing.assert_allclose(coupled, run, rtol=2**-10, atol=11 * 2**-24 * 7)
+    assert json.loads((tmp_path / "c/settings.json").read_text())["seed"] == 9
+
+
+def test_coupled_displacements_need_none_of_the_run(tmp_path):
+    model, data = smooth_problem()
+    probe = Probe(n_beta=20, gamma=40, step_size=0.01)
+    sample(model, data, probe, tmp_path / "with", draws=4)
+    sample(model, data, probe, tmp_path / "without", draws=4, displacements=False)
+    for name in ("with", "without"):
+        write_coupled_displacements(tmp_path / name, tmp_path / f"c {name}", progress=False)
+    stored = [(tmp_path / f"c {n}/displacements.f16").read_bytes() for n in ("with", "without")]
+    assert stored[0] == stored[1]
+    assert displacement_probe(tmp_path / "with") == probe
+    assert displacement_probe(tmp_path / "c with") == Probe(n_beta=0, gamma=40, step_size=0.01)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to draw the noise on")
+def test_noise_of_a_gpu_is_not_replaced_by_that_of_the_cpu(tmp_path):
+    sample(*smooth_problem(), Probe(n_beta=20, gamma=40, step_size=0.01), tmp_path / "j", draws=2)
+    path = tmp_path / "j/settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"noise_device": "cuda"}))
+    with pytest.raises(TraceError, match="its noise was drawn on a GPU"):
+        write_coupled_displacements(tmp_path / "j", tmp_path / "c", progress=False)
+
+
+# The normalized kernel
+
+
+def test_normalized_kernel_is_the_correlation_of_the_losses():
+    losses = np.random.default_rng(0).standard_normal((2, 30, 4)) * [1, 0.01, 0, 100]
+    found = normalize(covariance(losses))
+    np.testing.assert_allclose(found, correlation(losses), atol=1e-12)
+    assert np.diag(found).tolist() == [1, 1, 0, 1]
+
+
+def test_normalized_estimates_stay_within_bounds():
+    kernel = np.array([[1.0, 3.0, -4.0, 1.0], [3.0, 4, 0, 1], [-4, 0, 1, 1], [1, 1, 1, -2]])
+    expected = [[1, 1, -1, 0], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(normalize(kernel), expected)
+
+
+# Bad input
+
+
+def test_displacements_that_do_not_fit_are_refused(tmp_path, full_disk):
+    model, data = smooth_problem()
+    gradients = gradients_of(model, data, tmp_path / "g")
+    probe = independent(100.0)
+    journal = tmp_path / "j"
+    sample(model, data, probe, journal, draws=4)
+    with pytest.raises(TraceError, match="holds 4 draws, not the 5 asked for"):
+        linear_of(gradients, journal, draws=5)
+    with pytest.raises(TraceError, match="no displacements; give at least one"):
+        linear_of(gradients, [])
+    with pytest.raises(TraceError, match="nowhere: not the journal of a run with complete draws"):
+        linear_of(gradients, tmp_path / "nowhere")
+    sample(model, data, probe, tmp_path / "none", draws=4, displacements=False)
+    with pytest.raises(TraceError, match="displacements.f16: missing; sample with"):
+        linear_of(gradients, tmp_path / "none")
+    sample(model, data, probe, tmp_path / "part", draws=4, parameters="0.*")
+    with pytest.raises(TraceError, match="displacements of other parameters .2 from '0.weight'"):
+        linear_of(gradients, tmp_path / "part")
+    other, _ = smooth_problem()
+    with torch.no_grad():
+        other[0].bias += 1
+    sample(other, data, probe, tmp_path / "other", draws=4)
+    with pytest.raises(TraceError, match="displacements of other weights .*; use the same model"):
+        linear_of(gradients, tmp_path / "other")
+    sample(model, data, independent(50.0), tmp_path / "wider", draws=4)
+    with pytest.raises(TraceError, match="wider: displacements with .*; join only"):
+        linear_of(gradients, [journal, tmp_path / "wider"])
+    with pytest.raises(TraceError, match="is the journal itself; choose another"):
+        write_coupled_displacements(journal, tmp_path / "g/../j", progress=False)
+    with full_disk(500), pytest.raises(LossKernelError, match="cannot be written .*; free disk"):
+        write_coupled_displacements(journal, tmp_path / "c", progress=False)
+    with pytest.raises(TraceError, match="c: not the journal of a run"):
+        linear_of(gradients, tmp_path / "c")
+    shutil.copytree(journal, tmp_path / "cut")
+    file = tmp_path / "cut/displacements.f16"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(TraceError, match="displacements.f16: .* too short for 4 draws x 4 chains"):
+        linear_of(gradients, tmp_path / "cut")
+    for name in ("settings.json", "state.safetensors"):
+        (tmp_path / "cut" / name).write_text("{}")
+        with pytest.raises(TraceError, match="cut: not the journal"):
+            linear_of(gradients, tmp_path / "cut")
+        shutil.copy(journal / name, tmp_path / "cut" / name)
+
+
+def test_arrays_that_do_not_fit_are_refused():
+    losses = np.random.default_rng(0).standard_normal((2, 10, 3))
+    with pytest.raises(TraceError, match=r"linear part: shape \(2, 9, 3\) .* \(2, 10, 3\); take"):
+        control_variate_kernel(losses, losses[:, 1:], np.eye(3))
+    with pytest.raises(TraceError, match=r"known covariance: shape \(4, 4\) is not \(3, 3\)"):
+        control_variate_kernel(losses, losses, np.eye(4))

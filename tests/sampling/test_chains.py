@@ -1,0 +1,260 @@
+import fcntl
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from losskernel import Probe, sample_losses
+from losskernel.errors import ConfigError, LossKernelError
+from losskernel.sampling.chains import update
+from losskernel.sampling.probe import sgld_step
+
+torch.manual_seed(0)
+X, Y = torch.randn(12, 5), torch.arange(12) % 3
+PROBE = Probe(n_beta=20, gamma=50, step_size=1e-3)
+
+
+def network(width=6):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 3))
+
+
+def sample(model=None, data=(X, Y), **changes):
+    settings = {
+        "chains": 5,
+        "draws": 6,
+        "burn_in": 2,
+        "steps_per_draw": 2,
+        "batch_size": 5,
+        "engine": "sequential",
+        "progress": False,
+    }
+    return sample_losses(model or network(), data, PROBE, **settings | changes)
+
+
+def assert_same(a, b):
+    for name in ("loss", "initial_loss", "batch_loss"):
+        np.testing.assert_array_equal(a.dataset[name].values, b.dataset[name].values, strict=True)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_beta", [0, 20])
+def test_the_step_in_place_is_the_pure_one_to_the_bit(n_beta):
+    torch.manual_seed(1)
+    probe = Probe(n_beta, gamma=3, step_size=0.1)
+    weights, gradient, noise = torch.randn(3, 2, 999)
+    center = torch.randn(999)
+    expected = sgld_step(weights, center, gradient if n_beta else 0 * gradient, noise, probe)
+    update(weights, center, gradient if n_beta else None, noise, probe)
+    assert torch.equal(weights, expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"workers": 2}, {"workers": 3}, {"workers": 9}, {"device": ["cpu", "cpu"]}],
+    ids=["2 workers", "3 workers", "more workers than chains", "2 devices"],
+)
+def test_sharing_the_chains_out_changes_nothing(changes):
+    alone, shared = sample(workers=1), sample(**changes)
+    assert_same(shared, alone)
+    assert shared.attributes["workers"] == min(changes.get("workers", 2), 5)
+    assert np.ptp(alone.losses, axis=1).min() > 0
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """As where processes cannot be forked."""
+    monkeypatch.setattr("losskernel.sampling.sample.can_fork", lambda: False)
+
+
+def recording_loss(folder):
+    """A cross-entropy that leaves a file named by process, thread and number of threads."""
+
+    def loss(output, target):
+        where = f"{os.getpid()},{threading.current_thread().name},{torch.get_num_threads()}"
+        (folder / where).touch()
+        return nn.functional.cross_entropy(output, target, reduction="none")
+
+    return loss
+
+
+def test_sharing_the_chains_out_among_threads_changes_nothing(in_threads):
+    assert_same(sample(workers=3), sample(workers=1))
+
+
+def test_workers_compute_in_processes_of_their_own(tmp_path, two_threads):
+    before = threading.active_count()
+    sample(loss=recording_loss(tmp_path), workers=2)
+    seen = [path.name.split(",") for path in tmp_path.iterdir()]
+    processes = {process for process, _, _ in seen}
+    assert len(processes) == 3 and str(os.getpid()) in processes  # this one for the initial losses
+    assert {threads for process, _, threads in seen if process != str(os.getpid())} == {"1"}
+    assert torch.get_num_threads() == 2 and threading.active_count() == before
+    assert not multiprocessing.active_children()
+
+
+def test_workers_compute_in_threads_of_their_own(tmp_path, in_threads):
+    before = torch.get_num_threads(), threading.active_count()
+    sample(loss=recording_loss(tmp_path), workers=2)
+    seen = [path.name.split(",") for path in tmp_path.iterdir()]
+    names = {name for _, name, _ in seen}
+    assert {process for process, _, _ in seen} == {str(os.getpid())}
+    assert len(names) == 2 and threading.main_thread().name not in names
+    assert {threads for _, _, threads in seen} == {"1"}
+    assert (torch.get_num_threads(), threading.active_count()) == before
+
+
+def test_the_number_of_threads_elsewhere_is_left_as_it_was(two_threads, in_threads):
+    sample(workers=2)
+    found = []
+    for _ in range(2):  # a thread that starts afterwards takes over the process's number
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+    assert found == [2, 2] and torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_journal_continues_with_another_number_of_workers(tmp_path, first):
+    whole = sample(draws=7)
+    for draws, workers in ((2, first), (5, 2), (7, 1)):
+        found = sample(draws=draws, workers=workers, journal=tmp_path)
+    assert_same(found, whole)
+
+
+def test_diverged_chains_of_every_worker_stop(tmp_path):
+    def outside(output, target):
+        losses = nn.functional.cross_entropy(output, target, reduction="none")
+        return torch.where(losses.mean() > 1.18, torch.nan, losses)
+
+    settings = {"loss": outside, "chains": 6, "draws": 12, "burn_in": 0, "seed": 1}
+    alone = sample(**settings, workers=1)
+    assert 0 < alone.diverged.sum() < 6
+    assert_same(sample(**settings, workers=2), alone)
+    for draws in (3, 12):
+        resumed = sample(**settings | {"draws": draws}, workers=4, journal=tmp_path)
+    assert_same(resumed, alone)
+
+
+class LossError(Exception):
+    pass
+
+
+def failing_loss(error):
+    """Raises at the first minibatch, and only there: the others have another size."""
+
+    def loss(output, target):
+        if len(target) == 5:
+            raise error("in a minibatch")
+        return nn.functional.cross_entropy(output, target, reduction="none")
+
+    return loss
+
+
+@pytest.mark.parametrize("forked", [True, False])
+def test_an_error_in_a_worker_reaches_the_caller(monkeypatch, forked):
+    monkeypatch.setattr("losskernel.sampling.sample.can_fork", lambda: forked)
+    before = threading.active_count()
+    with pytest.raises(LossError, match="in a minibatch"):
+        sample(loss=failing_loss(LossError), workers=2)
+    assert threading.active_count() == before and not multiprocessing.active_children()
+
+
+def test_an_error_that_cannot_leave_its_process_is_told():
+    class LocalError(Exception):
+        pass
+
+    with pytest.raises(LossKernelError, match="LocalError: in a minibatch"):
+        sample(loss=failing_loss(LocalError), workers=2)
+
+
+def test_a_process_that_is_killed_is_told():
+    def loss(output, target):
+        if len(target) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return nn.functional.cross_entropy(output, target, reduction="none")
+
+    with pytest.raises(LossKernelError, match="process ended .*use workers=1"):
+        sample(loss=loss, workers=2)
+    assert not multiprocessing.active_children()
+
+
+def test_processes_end_with_one_that_is_killed(tmp_path):
+    """And free the journal's lock, though each is in the middle of a draw that takes for ever."""
+    script = f"""
+import os, pathlib, time, torch
+from losskernel import Probe, sample_losses
+from losskernel.sampling.sample import cross_entropy
+def loss(output, target):
+    if len(target) == 5:
+        pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch()
+        time.sleep(600)
+    return cross_entropy(output, target)
+data = torch.randn(12, 5), torch.arange(12) % 3
+sample_losses(torch.nn.Linear(5, 3), data, Probe(1, 1, 1e-3), loss=loss, chains=2, draws=2,
+    batch_size=5, engine="sequential", workers=2, progress=False, journal={str(tmp_path / "j")!r})
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        started = wait_for(lambda: [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()], 2)
+    finally:
+        parent.kill()
+        parent.wait()
+    ended = wait_for(lambda: [pid for pid in started if not Path(f"/proc/{pid}").exists()], 2)
+    assert ended == started
+    with open(tmp_path / "j" / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def wait_for(found, count):
+    for _ in range(3000):
+        if len(found()) == count:
+            return found()
+        time.sleep(0.02)
+    raise AssertionError(f"waited a minute for {count}, found {found()}")
+
+
+def test_by_default_chains_of_a_mid_sized_model_run_side_by_side(tmp_path, two_threads):
+    """Whether they do depends on the model, not on the number of chains."""
+    tiny, middle = network(), network(3000)  # 27,003 parameters
+    assert sample(tiny, draws=1).attributes["workers"] == 1
+    assert sample(middle, draws=1).attributes["workers"] == 2
+    assert sample(middle, draws=1, workers=1).attributes["workers"] == 1
+    assert sample(middle, data=TensorDataset(X, Y), draws=1).attributes["workers"] == 1
+
+    for chains in (1, 2):
+        folder = tmp_path / str(chains)
+        folder.mkdir()
+        sample(middle, loss=recording_loss(folder), draws=1, chains=chains)
+        assert {path.name.rpartition(",")[2] for path in folder.iterdir()} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 0}, "workers = 0 must be at least 1"),
+        ({"workers": 2, "device": ["cpu", "cpu"]}, "workers = 2 must be .* on several devices"),
+        ({"device": []}, r"device = \[\] names no device"),
+        ({"precision": "tf32"}, "'tf32' is of NVIDIA GPUs"),
+    ],
+)
+def test_impossible_settings(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        sample(**changes)

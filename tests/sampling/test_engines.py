@@ -1,0 +1,253 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from losskernel.errors import ConfigError, DataError
+from losskernel.sampling.engines import BatchedEngine, SequentialEngine, make_engine, tensor_cores
+from losskernel.sampling.inputs import Inputs
+from losskernel.sampling.parameters import select_parameters
+from losskernel.sampling.sample import cross_entropy
+
+X, Y = torch.randn(10, 3, 6, 6), torch.arange(10) % 4
+
+
+def network(memory_format=torch.contiguous_format):
+    """Batch norm with statistics of its own and dropout: what tells the modes apart."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(64, 4),
+    )
+    model(3 * X + 1)  # moves the running statistics away from 0 and 1
+    return model.to(memory_format=memory_format)
+
+
+def weights_around(engine, chains=3):
+    torch.manual_seed(1)
+    return engine.center + 0.1 * torch.randn(chains, engine.layout.size)
+
+
+def batches(chains=3):
+    indices = np.random.default_rng(0).permuted(np.tile(np.arange(10), (chains, 1)), axis=1)[:, :4]
+    return [(X[row], Y[row]) for row in torch.as_tensor(indices)]
+
+
+def reference(model, names, row, x, y):
+    """Mean loss and gradient of a plain copy in evaluation mode whose weights are set by hand."""
+    model = copy.deepcopy(model).eval()
+    parameters = dict(model.named_parameters())
+    start = 0
+    for name in names:
+        view = parameters[name].data
+        # the flat vector is in each parameter's memory order
+        dense = view.permute(0, 2, 3, 1) if view.ndim == 4 and not view.is_contiguous() else view
+        dense.copy_(row[start : start + view.numel()].view(dense.shape))
+        start += view.numel()
+    loss = cross_entropy(model(x), y)
+    grads = torch.autograd.grad(loss.mean(), [parameters[name] for name in names])
+    return loss.detach(), grads
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("engine", [BatchedEngine, SequentialEngine])
+@pytest.mark.parametrize("patterns", ["all", ["!5.*"]])
+def test_losses_and_gradients_are_those_of_the_model_in_evaluation_mode(
+    engine, memory_format, patterns
+):
+    model = network(memory_format).train()
+    names = select_parameters(model, patterns)
+    engine = engine(model, cross_entropy, names)
+    weights = weights_around(engine)
+    gradients, values = engine.gradients(weights, batches())
+    losses = engine.losses(weights, Inputs((X, Y)), block=4)
+    assert losses.shape == (3, 10)
+    for row, (x, y) in enumerate(batches()):
+        expected, _ = reference(model, names, weights[row], X, Y)
+        torch.testing.assert_close(losses[row], expected, rtol=1e-5, atol=1e-6)
+        expected, grads = reference(model, names, weights[row], x, y)
+        torch.testing.assert_close(values[row], expected.mean(), rtol=1e-5, atol=1e-6)
+        found = engine.layout.views(gradients[row])
+        for name, grad in zip(names, grads, strict=True):
+            torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
+
+
+class Unused(nn.Module):
+    """A head that the output does not depend on, as auxiliary heads in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("engine", [BatchedEngine, SequentialEngine])
+def test_unused_parameters_have_gradient_zero(engine):
+    model = Unused()
+    engine = engine(model, cross_entropy, select_parameters(model))
+    gradients, _ = engine.gradients(engine.center[None], [(torch.randn(5, 3), Y[:5] % 4)])
+    views = engine.layout.views(gradients[0])
+    assert (views["head.weight"] == 0).all() and (views["body.weight"] != 0).any()
+
+
+@pytest.mark.parametrize("engine", [BatchedEngine, SequentialEngine])
+@pytest.mark.parametrize("block", [1, 3, 10, 99])
+def test_the_block_size_does_not_matter(engine, block):
+    model = network()
+    engine = engine(model, cross_entropy, select_parameters(model))
+    weights = weights_around(engine)
+    losses = engine.losses(weights, Inputs((X, Y)), block)
+    whole = engine.losses(weights, Inputs((X, Y)), 10)
+    torch.testing.assert_close(losses, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_arithmetic_keeps_float32_weights_and_losses():
+    model = network()
+    names = select_parameters(model)
+    half = SequentialEngine(model, cross_entropy, names, precision="bfloat16")
+    full = SequentialEngine(model, cross_entropy, names)
+    assert torch.equal(half.center, full.center) and half.center.dtype == torch.float32
+    losses = [e.losses(full.center[None], Inputs((X, Y)), 10) for e in (half, full)]
+    gradients = [e.gradients(full.center[None], batches(1))[0] for e in (half, full)]
+    assert losses[0].dtype == gradients[0].dtype == torch.float32
+    torch.testing.assert_close(*losses, rtol=0.05, atol=0.05)  # 8 bits of mantissa, 3 layers
+    assert not torch.equal(*losses)
+    assert torch.cosine_similarity(*gradients).item() > 0.99
+
+
+def test_the_precision_of_the_losses_alone():
+    model = network()
+    names = select_parameters(model)
+    full, half, mixed = (
+        SequentialEngine(model, cross_entropy, names, precision=one, eval_precision=other)
+        for one, other in (("float32", None), ("bfloat16", None), ("float32", "bfloat16"))
+    )
+    weights = weights_around(full)
+    for found, expected in zip(
+        mixed.gradients(weights, batches()), full.gradients(weights, batches()), strict=True
+    ):
+        assert torch.equal(found, expected)
+    found, expected = (engine.losses(weights, Inputs((X, Y)), 10) for engine in (mixed, half))
+    assert torch.equal(found, expected)
+
+
+def test_tf32_of_the_losses_alone_is_in_force_while_they_are_computed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    matmul, seen = torch.backends.cuda.matmul, []
+    model = nn.Linear(3, 4)
+
+    def loss(output, target):
+        seen.append(matmul.allow_tf32)
+        return cross_entropy(output, target)
+
+    data = (torch.randn(2, 3), torch.tensor([0, 1]))
+    for kind in (BatchedEngine, SequentialEngine):
+        engine = kind(model, loss, ["weight"], eval_precision="tf32")
+        with tensor_cores("float32"):
+            engine.gradients(engine.center[None], [data])
+            engine.losses(engine.center[None], Inputs(data), 2)
+    assert seen == [False, True] * 2
+
+
+class Branching(nn.Module):
+    """What vmap cannot batch: a branch on a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x):
+        out = self.linear(x)
+        return out if out.sum().item() > 0 else 2 * out
+
+
+def test_choice_of_engine():
+    model, data = nn.Linear(3, 4), (torch.randn(2, 3), torch.tensor([0, 1]))
+    names = ["weight", "bias"]
+    assert isinstance(make_engine("auto", model, cross_entropy, names, data), BatchedEngine)
+    for kind, options in (("sequential", {}), ("auto", {"small": 3})):
+        engine = make_engine(kind, model, cross_entropy, names, data, **options)
+        assert isinstance(engine, SequentialEngine)
+    engine = make_engine("auto", model, cross_entropy, names, data, precision="bfloat16")
+    assert isinstance(engine, SequentialEngine)
+    branching = Branching()
+    names = ["linear.weight", "linear.bias"]
+    assert isinstance(make_engine("auto", branching, cross_entropy, names, data), SequentialEngine)
+    with pytest.raises(ConfigError, match="cannot be batched.*use engine 'sequential'") as caught:
+        make_engine("batched", branching, cross_entropy, names, data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("fast", {}, "'fast' is not one of auto, batched, sequential"),
+        ("batched", {"precision": "bfloat16"}, "need engine 'sequential'"),
+        ("batched", {"eval_precision": "bfloat16"}, "need engine 'sequential'"),
+        ("sequential", {"precision": "float16"}, "'float16' is not one of float32, tf32, bfloat16"),
+        ("auto", {"precision": "tf32"}, "^precision: 'tf32' is of NVIDIA GPUs"),
+        ("auto", {"eval_precision": "tf32"}, "^eval_precision: 'tf32' is of NVIDIA GPUs"),
+    ],
+)
+def test_impossible_settings(kind, options, message):
+    data = (torch.randn(2, 3), torch.tensor([0, 1]))
+    with pytest.raises(ConfigError, match=message):
+        make_engine(kind, nn.Linear(3, 4), cross_entropy, ["weight"], data, **options)
+
+
+@pytest.mark.parametrize("kind", ["auto", "batched", "sequential"])
+def test_a_loss_that_is_reduced_already(kind):
+    data = (torch.randn(2, 3), torch.tensor([0, 1]))
+    with pytest.raises(DataError, match=r"shape \(2,\), not \(\); pass reduction='none'"):
+        engine = make_engine(kind, nn.Linear(3, 4), nn.functional.cross_entropy, ["weight"], data)
+        engine.losses(engine.center[None], Inputs(data), 2)
+
+
+@pytest.fixture
+def compile_calls(monkeypatch):
+    """Compiling without code generation, which takes a minute; the modes that were asked for."""
+    modes, real = [], torch.compile
+
+    def compile(function, dynamic, mode):
+        modes.append(mode)
+        return real(function, dynamic=dynamic, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    yield modes
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(("engine", "compilations"), [(BatchedEngine, 2), (SequentialEngine, 1)])
+def test_compiled_engines_compute_the_same(compile_calls, engine, compilations):
+    model = network()
+    names = select_parameters(model)
+    plain, compiled = (engine(model, cross_entropy, names, compiled=c) for c in (False, True))
+    assert compile_calls == [None] * compilations
+    weights = weights_around(plain)
+    for found, expected in zip(
+        compiled.gradients(weights, batches()), plain.gradients(weights, batches()), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    found, expected = (e.losses(weights, Inputs((X, Y)), 4) for e in (compiled, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_tf32_is_used_where_it_is_asked_for(monkeypatch, precision):
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    with tensor_cores(precision):
+        assert [backend.allow_tf32 for backend in backends] == before  # no GPU: nothing to set
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ZeroDivisionError), tensor_cores(precision):
+        assert all(backend.allow_tf32 == (precision == "tf32") for backend in backends)
+        raise ZeroDivisionError
+    assert [backend.allow_tf32 for backend in backends] == before

@@ -1,0 +1,137 @@
+import json
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+
+from losskernel.errors import LossKernelError, TraceError
+from losskernel.sampling.journal import Journal
+
+SETTINGS = {"seed": 3, "probe": '{"gamma": 1}', "loss_bound": float("inf")}
+
+
+def losses(draw):
+    return np.arange(6, dtype=np.float32).reshape(2, 3) + 100 * draw
+
+
+def write(folder, draws, start=0):
+    with closing(Journal(folder, SETTINGS, chains=2, inputs=3)) as journal:
+        for draw in range(start, draws):
+            batch = np.array([draw, np.nan])
+            journal.append(losses(draw), batch, torch.full((2, 4), float(draw)), np.array([-1, 5]))
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    write(tmp_path / "run", 4)
+    journal = Journal(tmp_path / "run", SETTINGS, 2, 3)
+    assert journal.draws == 4
+    assert torch.equal(journal.weights, torch.full((2, 4), 3.0))
+    assert journal.diverged.tolist() == [-1, 5]
+    found, batch = journal.read(4)
+    expected = np.stack([losses(draw) for draw in range(4)], axis=1)
+    assert np.array_equal(found, expected) and found.shape == (2, 4, 3)
+    assert batch[0].tolist() == [0, 1, 2, 3] and np.isnan(batch[1]).all()
+    assert journal.read(2)[0].shape == (2, 2, 3)
+    journal.close()
+
+
+@pytest.mark.parametrize("torn", [1, 24, 25, 47])
+def test_rows_past_the_last_state_are_cut_off(tmp_path, torn):
+    """A kill after part of a draw's row, or after rows whose state was not replaced."""
+    write(tmp_path, 3)
+    with open(tmp_path / "losses.f32", "ab") as file:
+        file.write(bytes(range(torn)))
+    with open(tmp_path / "batch_losses.f64", "ab") as file:
+        file.write(b"torn")
+    write(tmp_path, 5, start=3)
+    journal = Journal(tmp_path, SETTINGS, 2, 3)
+    found, _ = journal.read(5)
+    journal.close()
+    assert np.array_equal(found, np.stack([losses(draw) for draw in range(5)], axis=1))
+
+
+@pytest.mark.parametrize("key", ["seed", "probe", "loss_bound"])
+def test_other_settings_are_refused_by_name(tmp_path, key):
+    write(tmp_path, 1)
+    with pytest.raises(TraceError, match=f"holds a run with {key} = .*, not 7; go on with what"):
+        Journal(tmp_path, SETTINGS | {key: 7}, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "state.safetensors", "losses.f32"])
+def test_damage_is_named(tmp_path, name):
+    write(tmp_path, 2)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(TraceError, match=f"{name}: .*delete the folder") as caught:
+        Journal(tmp_path, SETTINGS, 2, 3)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("room", [60, 400])
+def test_a_full_disk_is_one_line_and_the_run_continues_from_the_last_draw(
+    tmp_path, full_disk, room
+):
+    write(tmp_path, 2)
+    with pytest.raises(LossKernelError, match="cannot be written.*free disk space") as caught:
+        with full_disk(room):
+            write(tmp_path, 20, start=2)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    journal = Journal(tmp_path, SETTINGS, 2, 3)
+    done = journal.draws
+    journal.close()
+    assert 2 <= done < 20
+    write(tmp_path, 20, start=done)
+    journal = Journal(tmp_path, SETTINGS, 2, 3)
+    found, _ = journal.read(20)
+    journal.close()
+    assert np.array_equal(found, np.stack([losses(draw) for draw in range(20)], axis=1))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LossKernelError, match="file: the journal cannot be written"):
+        Journal(tmp_path / "file", SETTINGS, 2, 3)
+
+
+def test_settings_are_readable(tmp_path):
+    write(tmp_path, 1)
+    assert json.loads((tmp_path / "settings.json").read_text())["seed"] == 3
+
+
+def test_a_second_writer_is_refused_until_the_first_closes(tmp_path):
+    first = Journal(tmp_path, SETTINGS, 2, 3)
+    with pytest.raises(TraceError, match="another process writes to it"):
+        Journal(tmp_path, SETTINGS, 2, 3)
+    first.close()
+    Journal(tmp_path, SETTINGS, 2, 3).close()
+
+
+def test_what_a_kill_during_the_state_left_is_removed(tmp_path):
+    write(tmp_path, 2)
+    leftover = tmp_path / ".state.12345.safetensors"
+    leftover.write_bytes(b"half")
+    journal = Journal(tmp_path, SETTINGS, 2, 3)
+    journal.close()
+    assert not leftover.exists() and journal.draws == 2
+
+
+def test_the_time_of_every_draw_is_kept(tmp_path):
+    for start, seconds in ((0, [1.0, 2.0]), (2, [4.0])):
+        with closing(Journal(tmp_path, SETTINGS, 2, 3)) as journal:
+            for draw, value in enumerate(seconds, start):
+                state = torch.zeros(2, 4), np.array([-1, -1])
+                journal.append(losses(draw), np.zeros(2), *state, seconds=value)
+            found = journal.seconds(start + len(seconds))
+    assert found.tolist() == [1, 2, 4]
+
+
+def test_a_journal_from_before_times_were_kept_continues(tmp_path):
+    write(tmp_path, 2)
+    (tmp_path / "seconds.f64").unlink()
+    write(tmp_path, 3, start=2)
+    journal = Journal(tmp_path, SETTINGS, 2, 3)
+    journal.close()
+    assert journal.draws == 3 and np.isnan(journal.seconds(3)).all()
+    assert (tmp_path / "seconds.f64").stat().st_size == 8 * 3
