@@ -158,10 +158,7 @@ def test_draws_of_another_loss_or_of_the_same_seed_do_not_join():
     first, second = trace(loss="a.loss 1"), trace(ids=[2, 3], loss="a.loss 2")
     with pytest.raises(TraceError, match=r"differ in their loss function \(a.loss 1, a.loss 2\)"):
         concatenate([first, second])
-    own = [
-        trace(ids=[i], chains=1, loss=f"losskernel.sample.cross_entropy {i}")
-        for i in (0, 1)
-    ]
+    own = [trace(ids=[i], chains=1, loss=f"losskernel.sample.cross_entropy {i}") for i in (0, 1)]
     concatenate(own)  # the library's own, in another version
     del second.dataset.attrs["loss"]  # a trace from before it was kept
     concatenate([first, second])
