@@ -19,7 +19,6 @@ include: "workflow/rules/imagenet.smk"
 include: "workflow/rules/imagenet_controls.smk"
 include: "workflow/rules/gamma_sweep.smk"
 include: "workflow/rules/gain.smk"
-include: "workflow/rules/precision.smk"
 include: "workflow/rules/mislabel.smk"
 include: "workflow/rules/development.smk"
 include: "workflow/rules/gamma_sweep_small.smk"
@@ -39,7 +38,6 @@ rule all:
         figures("gamma_sweep") if sweep["include"] else [],
         figures("gamma_sweep_small") if sweep["include"] and tiny["enabled"] else [],
         figures("gain"),
-        rules.precision_compare.output if IMAGES and precision["precisions"] else [],
         figures(*MISLABEL_FIGURES),
         rules.figure_imagenet_thumbnails.output if IMAGES else [],
         figures("development_arithmetic"),

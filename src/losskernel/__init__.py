@@ -14,7 +14,6 @@ if TYPE_CHECKING:
         nearest_neighbors,
         self_covariance,
     )
-    from losskernel.kernel.moments import StreamingMoments
     from losskernel.sampling.pilot import propose_probe
     from losskernel.sampling.probe import Probe, sgld_step
     from losskernel.sampling.sample import sample_losses
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "LossTrace",
     "Probe",
-    "StreamingMoments",
     "correlation",
     "covariance",
     "nearest_neighbors",
@@ -35,7 +33,6 @@ __all__ = [
 
 _MODULES = {
     "kernel.covariance": ("correlation", "covariance", "nearest_neighbors", "self_covariance"),
-    "kernel.moments": ("StreamingMoments",),
     "sampling.pilot": ("propose_probe",),
     "sampling.probe": ("Probe", "sgld_step"),
     "sampling.sample": ("sample_losses",),

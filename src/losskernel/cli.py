@@ -36,7 +36,6 @@ GROUPS = {
     "gamma-sweep-small": "experiments.gamma_sweep.small",
     "gamma-claims": "experiments.gamma_sweep.claims",
     "gain": "experiments.gain.analyze",
-    "precision": "experiments.precision",
     "mislabel-memorized": "experiments.mislabel.memorized",
     "mislabel-probe-time": "experiments.mislabel.probe_time",
     "mislabel-claims": "experiments.mislabel.claims",

@@ -17,7 +17,7 @@ from repository import ROOT, SMOKE, Copy
 from losskernel.trace import LossTrace
 
 SCRIPT = ROOT / "workflow/cluster/slurm.sh"
-SAMPLING = {"arithmetic_sample", "arithmetic_search_setup", "imagenet_sample", "precision_sample"}
+SAMPLING = {"arithmetic_sample", "arithmetic_search_setup", "imagenet_sample"}
 SAMPLING |= {"gamma_sweep_sample", "gamma_sweep_small_sample"}
 # The gradients of the images, and the noise of the chains drawn again.
 ON_GPU = SAMPLING | {"imagenet_gradients", "imagenet_join", "gamma_sweep_join"}
@@ -126,7 +126,6 @@ class TestOnSlurm:
             "mislabel: {imagenet: {include: false}, tiny_imagenet: {include: false}}\n"
             "development: {tiny_imagenet: {enabled: false}}\n"
             "gamma_sweep: {include: false}\n"
-            "precision: {precisions: []}\n"
         )
         configs = ("--configfile", "config/smoke.yaml", "config/one.yaml")
         profile = ("--workflow-profile", "workflow/profiles/slurm")

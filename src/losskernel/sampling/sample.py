@@ -116,9 +116,7 @@ def sample_losses(
             bytes a parameter and draw, for :mod:`losskernel.gradients.linear_response`.
         device: where to compute; several, such as ``["cuda:0", "cuda:1"]``, share the chains.
         engine, compiled, precision: see :func:`losskernel.sampling.engines.make_engine`.
-        eval_precision: of the recorded losses alone, where it is not ``precision``. The draws do
-            not depend on it, so runs that differ in it compare precisions on the same draws
-            (:mod:`losskernel.experiments.precision_statistics`).
+        eval_precision: of the recorded losses alone, where it is not ``precision``.
         workers: chains that a CPU runs at once, each with an equal share of PyTorch's threads: in
             forked processes where that share is one thread, on Linux without a GPU, else in threads
             of this process. By default one a thread for a model of 20,000 to 2 million perturbed
