@@ -1,6 +1,7 @@
 """Ranking the labels of a user's own trace, and of a folder of images."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -142,7 +143,8 @@ def test_a_pilot_chooses_the_probe_where_none_is_given(photos, tmp_path, caplog)
         (("--classes", "other.txt"), "Ant: Ant is not one of the model's 3 classes"),
         (("--gamma", 1e4), "gamma, step_size: give both"),
         (("--images", "nowhere"), "nowhere: no such image folder"),
-        (("--k", 5), "k = 5: some image has only 4 others of another label; give --k 4 or"),
+        (("--k", 0), "k = 0: some image has only 4 others of another label; give --k from 1 to 4"),
+        (("--k", 5), "k = 5: some image has only 4 others of another label; give --k from 1 to 4"),
     ],
 )
 def test_what_does_not_fit_is_named(photos, tmp_path, monkeypatch, capsys, change, message):
@@ -157,6 +159,35 @@ def test_what_does_not_fit_is_named(photos, tmp_path, monkeypatch, capsys, chang
     said = capsys.readouterr().err.strip()
     assert message in said and said.startswith("error: ") and "\n" not in said
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_a_damaged_first_image_is_left_out_where_asked_and_k_is_of_what_remains(
+    photos, tmp_path, capsys
+):
+    shutil.copytree(photos / "images", tmp_path / "images")
+    (tmp_path / "images/Ant/0.png").write_bytes(b"no picture")
+    options = ("--images", tmp_path / "images", *PROBE)
+    assert rank_folder(photos, tmp_path / "s.csv", *options) == 1
+    assert "Ant/0.png: cannot be decoded" in capsys.readouterr().err
+    skipped = (*options, "--skip-unreadable")
+    assert rank_folder(photos, tmp_path / "s.csv", *skipped, "--k", 4) == 1
+    assert "some image has only 3 others" in capsys.readouterr().err
+    assert rank_folder(photos, tmp_path / "s.csv", *skipped) == 0
+    trace = LossTrace.load(tmp_path / "s.nc")
+    assert trace.attributes["left_out"] == "Ant/0.png (1)"
+    whole = tmp_path / "whole.csv"
+    assert rank_folder(photos, whole, *PROBE) == 0
+    of_all = LossTrace.load(whole.with_suffix(".nc"))
+    assert trace.coordinate("name").tolist() == of_all.coordinate("name").tolist()[1:]
+    np.testing.assert_allclose(trace.initial_loss, of_all.initial_loss[1:], rtol=1e-5)
+
+
+def test_images_of_one_class_are_refused(photos, tmp_path, capsys):
+    shutil.copytree(photos / "images/Ant", tmp_path / "images/Ant")
+    (tmp_path / "classes.txt").write_text("zebra\ncat 2\nAnt\n")
+    options = ("--images", tmp_path / "images", "--classes", tmp_path / "classes.txt", *PROBE)
+    assert rank_folder(photos, tmp_path / "s.csv", *options) == 1
+    assert "all images are of the class Ant; a wrong label shows" in capsys.readouterr().err
 
 
 def test_folders_of_wnids_are_classes_of_imagenet(photos, tmp_path):

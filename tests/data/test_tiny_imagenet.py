@@ -105,7 +105,7 @@ def test_an_extracted_folder_is_read_like_the_archive(tmp_path, files, inside):
         ({"val/val_annotations.txt": None}, "val", "val_annotations.txt cannot be read"),
         ({"val/val_annotations.txt": b"val_0.JPEG\n"}, "val", "a line without a name and a wnid"),
         ({"val/images/val_2.JPEG": None}, "val", "val_2.JPEG cannot be read"),
-        ({"val/images/val_2.JPEG": b"no picture"}, "val", "val_2.JPEG cannot be decoded"),
+        ({"val/images/val_2.JPEG": b"no picture"}, "val", "val_2.JPEG: cannot be decoded"),
         ({}, "test", "split 'test' is not one of train, val"),
     ],
 )

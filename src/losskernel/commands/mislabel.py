@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from losskernel.data.images import ClassFolders, class_folders, imagenet_wnids, load_images
+from losskernel.data.images import ClassFolders, imagenet_wnids, load_images
 from losskernel.errors import ConfigError
 from losskernel.experiments.mislabel.labels import opposed_inputs, vote
 from losskernel.files import write_csv
@@ -144,15 +144,10 @@ def folder(
         raise ConfigError("gamma, step_size: give both, or neither and a pilot chooses them")
     classifier = load_classifier(model, weights, image_size, seed)
     shown = ClassFolders(images, classifier.preprocess, per_class=per_class)
-    names = _class_names(_outputs(classifier.model, shown[0][0]), images, classes)
-    shown = ClassFolders(images, classifier.preprocess, names, per_class)
-    fewest = len(shown) - int(np.bincount(shown.labels).max())
-    if k > fewest:  # told before anything is sampled
-        raise ConfigError(
-            f"k = {k}: some image has only {fewest} others of another label; give --k {fewest} or "
-            "less, or more images"
-        )
+    outputs = _outputs(classifier.model, shown.first(skip_unreadable))
+    shown.number(_class_names(outputs, shown.classes, images, classes))
     data = load_images(shown, skip_unreadable)
+    _check_neighbors(k, shown)
     options = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "device": device}
     if gamma is None:
         pilot = propose_probe(
@@ -174,7 +169,7 @@ def folder(
         input_coords={"label": shown.folders, "class": shown.labels, "name": shown.names},
         **options,
     )
-    trace.dataset.attrs |= {"model": model, "images": images.name}
+    trace.dataset.attrs |= {"model": model, **shown.provenance}
     trace.save(output_trace)
     rank(output_trace, output, k, "label", score)
 
@@ -188,9 +183,23 @@ def _outputs(model: nn.Module, example: Tensor) -> int:
     return output.shape[1]
 
 
-def _class_names(outputs: int, images: Path, classes: Path | None) -> list[str]:
+def _check_neighbors(k: int, images: ClassFolders) -> None:
+    """Whether every image has ``k`` others of another label, that is, may be opposed to so many."""
+    fewest = len(images) - int(np.bincount(images.labels).max())
+    if fewest == 0:
+        raise ConfigError(
+            f"{images.folder}: all images are of the class {images.folders[0]}; a wrong label "
+            "shows against other classes, so give at least two"
+        )
+    if not 1 <= k <= fewest:
+        raise ConfigError(
+            f"k = {k}: some image has only {fewest} others of another label; give --k from 1 to "
+            f"{fewest}, or more images"
+        )
+
+
+def _class_names(outputs: int, found: list[str], images: Path, classes: Path | None) -> list[str]:
     """Class folders in the order of the model's outputs; see :func:`folder`."""
-    found = class_folders(images)
     if classes is not None:
         names = [line.strip() for line in classes.read_text().splitlines() if line.strip()]
         if len(names) != outputs or len(set(names)) < len(names):

@@ -36,7 +36,8 @@ def summary(trace: Path) -> None:
     print(f"effective sample size {_median(checks.ess):.0f} (median input)")
     print(f"split R-hat {_median(checks.rhat):.3f} (median input; near 1 is converged)")
     print(f"noise floor of R {judged.floor:.4f}; sd of R {judged.spread:.4f}")
-    for name in ("probe", "seed", "batch_size", "steps_per_draw", "device", "weights_sha256"):
+    shown = ("probe", "seed", "batch_size", "steps_per_draw", "device", "weights_sha256")
+    for name in (*shown, "left_out"):
         print(f"{name} {loaded.attributes.get(name, '-')}")
     print(f"verdict: {judged.level}")
     for finding in judged.findings:

@@ -10,7 +10,6 @@ The layout is that of the official archive, whichever number of images it holds 
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from losskernel.data.images import EXTENSIONS, WNID
+from losskernel.data.images import EXTENSIONS, WNID, decode
+from losskernel.data.listing import visible_files
 from losskernel.errors import DataError
 from losskernel.progress import bar
 
@@ -119,7 +119,7 @@ class _Files:
 @contextmanager
 def _opened(path: Path) -> Iterator[_Files]:
     if path.is_dir():
-        names = [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()]
+        names = [p.relative_to(path).as_posix() for p in visible_files(path)]
         yield _Files(path, names, lambda name: (path / name).read_bytes())
         return
     if not path.is_file():
@@ -148,7 +148,9 @@ def _train(files: _Files) -> list[tuple[str, str]]:
     return [
         (name, path.parts[1])
         for name, path in parts
-        if path.match("train/*/images/*") and path.suffix.lower() in EXTENSIONS
+        if path.match("train/*/images/*")
+        and path.suffix.lower() in EXTENSIONS
+        and not path.name.startswith(".")  # what a Mac adds to an archive
     ]
 
 
@@ -181,14 +183,10 @@ def _chosen(
 
 
 def _decoded(files: _Files, name: str, side: int) -> np.ndarray:
-    data = files.read(name)
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image = image.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise DataError(
-            f"{files.source}: {name} cannot be decoded ({error}); fetch it again"
-        ) from error
+        image = decode(files.read(name))
+    except DataError as error:
+        raise DataError(f"{files.source}: {name}: {error}; fetch it again") from error
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(image)

@@ -54,17 +54,9 @@ def colors(settings: dict, output: Path) -> None:
     from losskernel.data.images import ClassFolders
 
     images = ClassFolders(settings["image_folder"], mean_color, per_class=settings["per_class"])
-    rows, names = [], []
-    for item in bar(range(len(images)), "colors", unit="image"):
-        try:
-            rows.append(images[item][0])
-        except DataError:
-            if not settings["skip_unreadable"]:
-                raise
-            continue
-        names.append(images.names[item])
+    rows = images.read(settings["skip_unreadable"], "colors")
     table = pd.DataFrame(np.array(rows), columns=["L", "a", "b"])
-    table.insert(0, "name", names)
+    table.insert(0, "name", images.names)
     with atomic_path(output) as temporary:
         table.to_csv(temporary, index=False, float_format="%.2f")
 

@@ -12,7 +12,6 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.lines import Line2D
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
-from PIL import Image
 
 from losskernel.experiments.style import (
     BLUE,
@@ -242,6 +241,8 @@ def thumbnails(arrays: Path, images: Path, output: Path, output_png: Path) -> No
 
     Photographs are not ours to give away.
     """
+    from losskernel.data.images import decode  # here, as PyTorch comes with it
+
     apply_style()
     with np.load(arrays) as stored:
         data = dict(stored)
@@ -249,8 +250,7 @@ def thumbnails(arrays: Path, images: Path, output: Path, output_png: Path) -> No
     figure, axis = plt.subplots(figsize=(12, 12))
     _scatter(axis, points, data, size=9)
     for point, name in zip(points, data["name"], strict=True):
-        with Image.open(images / str(name)) as image:
-            picture = image.convert("RGB").resize((24, 24))
+        picture = decode((images / str(name)).read_bytes()).resize((24, 24))
         box = AnnotationBbox(OffsetImage(np.asarray(picture), zoom=0.5), point, frameon=False)
         axis.add_artist(box)
     title = _map_title(str(data["kernels"][0]), data)

@@ -87,7 +87,7 @@ def sample(settings: dict, chain: int, journal: Path, output: Path) -> None:
         "model": settings["model"],
         "weights": Path(settings["weights"]).name,
         "image_size": settings["image_size"] or 0,
-        "images": Path(settings["image_folder"]).name,
+        **images.provenance,
     }
     trace.save(output)
 

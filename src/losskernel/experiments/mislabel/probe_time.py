@@ -144,7 +144,7 @@ def sample(settings: dict, journal: Path, output: Path) -> None:
         "model": settings["model"],
         "weights": Path(settings["weights"]).name,
         "image_size": settings["image_size"] or 0,
-        "images": Path(settings["image_folder"]).name,
+        **images.provenance,
         "images_sha256": fingerprint([inputs]),  # inputs_sha256 is that of the pairs
         "labels_per_image": per_image,
     }
