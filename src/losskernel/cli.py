@@ -22,6 +22,7 @@ from losskernel.errors import LossKernelError
 
 # Name of a group of commands -> its module.
 GROUPS = {
+    "map": "commands.map",
     "trace": "commands.trace",
     "mislabel": "commands.mislabel",
     "limit": "commands.limit",
@@ -87,21 +88,27 @@ def _public_functions(module) -> dict[str, typing.Callable]:
 
 
 def _command_parser(module, name: str) -> argparse.ArgumentParser:
+    functions = _public_functions(module)
+    if list(functions) == [name]:  # a group of one command is that command
+        return _options(argparse.ArgumentParser, functions[name], prog=f"losskernel {name}")
     parser = argparse.ArgumentParser(prog=f"losskernel {name}", description=module.__doc__)
     commands = parser.add_subparsers(metavar="command", required=True)
-    for command, function in _public_functions(module).items():
-        summary, arguments = _documented(function)
-        sub = commands.add_parser(
-            command.replace("_", "-"),
-            help=summary.split("\n")[0],
-            description=summary,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(function=function)
-        hints = typing.get_type_hints(function)
-        for parameter in inspect.signature(function).parameters.values():
-            told = arguments.get(parameter.name, "")
-            _add_option(sub, parameter, hints[parameter.name], told)
+    for command, function in functions.items():
+        first = _documented(function)[0].split("\n")[0]
+        _options(commands.add_parser, function, name=command.replace("_", "-"), help=first)
+    return parser
+
+
+def _options(make, function, **named) -> argparse.ArgumentParser:
+    """A parser, by what makes it, with an option for each parameter of a function."""
+    summary, arguments = _documented(function)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = make(**named, description=summary, formatter_class=layout)
+    parser.set_defaults(function=function)
+    hints = typing.get_type_hints(function)
+    for parameter in inspect.signature(function).parameters.values():
+        told = arguments.get(parameter.name, "")
+        _add_option(parser, parameter, hints[parameter.name], told)
     return parser
 
 
@@ -129,7 +136,7 @@ def _add_option(parser: argparse.ArgumentParser, parameter, hint, told: str) -> 
         else hint
     )
     if typing.get_origin(hint) is list:
-        options |= {"nargs": "+", "type": typing.get_args(hint)[0]}
+        options |= {"nargs": "+", "action": "extend", "type": typing.get_args(hint)[0]}
     elif hint is dict:
         options["type"] = json.loads
         options["help"] = f"{told} (JSON)".strip()
