@@ -8,9 +8,9 @@ from PIL import Image
 from losskernel import LossTrace, correlation
 from losskernel.cli import main
 from losskernel.errors import DataError
-from losskernel.hierarchy import Hierarchy
-from losskernel.kernel import correlation_blocks
+from losskernel.kernel.covariance import correlation_blocks
 from losskernel.pages.map import categorical, extremes, numerical
+from losskernel.semantics.wordnet import Hierarchy
 
 EVIL = "<img src=x onerror=document.title='broken'>"
 CLASSES = ("cat", "dog", EVIL)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from losskernel.control_variate import normalize
 from losskernel.data.images import WNID
 from losskernel.errors import ConfigError, DataError
-from losskernel.hierarchy import Hierarchy
-from losskernel.kernel import correlation_blocks, self_covariance
+from losskernel.kernel.control_variate import normalize
+from losskernel.kernel.covariance import correlation_blocks, self_covariance
 from losskernel.pages.document import thumbnails
 from losskernel.pages.map import Inputs, View, missing, view, write_map, write_table
 from losskernel.progress import bar
+from losskernel.semantics.wordnet import Hierarchy
 from losskernel.trace import LossTrace
 
 BLOCK = 1024

@@ -17,11 +17,11 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from losskernel.errors import DataError
+from losskernel.experiments.mislabel.labels import vote
 from losskernel.files import atomic_path
-from losskernel.geometry import umap_embedding
-from losskernel.hierarchy import Hierarchy, coarse_groups, groups_at_depth
-from losskernel.mislabel import vote
+from losskernel.kernel.maps import umap_embedding
 from losskernel.pages.document import compressed, embedded, packed, write_page
+from losskernel.semantics.wordnet import Hierarchy, coarse_groups, groups_at_depth
 
 # Okabe and Ito's colors, which people with the common color blindnesses can tell apart; three
 # shapes make 21 categories of them.
@@ -95,7 +95,7 @@ def extremes(
     """The largest and the smallest R of each input, without inputs of its own label.
 
     Args:
-        blocks: rows of R, as :func:`losskernel.kernel.correlation_blocks` yields them.
+        blocks: rows of R, as :func:`losskernel.kernel.covariance.correlation_blocks` yields them.
         count: how many of each kind.
         labels: ``(input,)``; distinct ones leave out only the input itself.
 
@@ -239,8 +239,8 @@ def view_colorings(shown: View, inputs: Inputs, suggested: np.ndarray) -> list[C
 def suggestions(shown: View, inputs: Inputs, voters: int) -> tuple[np.ndarray, np.ndarray]:
     """The class that the most opposed inputs vote for by -R, and its share of the votes.
 
-    A wrong label is memorized against the inputs that look alike; see
-    :func:`losskernel.mislabel.vote`. The class is empty where no input is opposed.
+    A wrong label is memorized against the inputs that look alike. The class is empty where no input
+    is opposed.
     """
     opposed, r = shown.opposed[:, :voters], shown.opposed_r[:, :voters]
     chosen, share = vote(opposed, -r, inputs.classes)
