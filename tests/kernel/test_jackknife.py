@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from losskernel.kernel.jackknife import jackknife_error
+from losskernel.kernel.jackknife import jackknife, jackknife_error
 
 
 def test_the_error_of_a_mean_is_the_usual_one():
@@ -23,3 +23,11 @@ def test_more_blocks_than_draws_leave_out_single_draws():
     left_out = []
     jackknife_error(3, 10, lambda kept: left_out.append(kept.tolist()) or 0.0)
     assert left_out == [[1, 2], [0, 2], [0, 1]]
+
+
+def test_the_bias_of_a_variance_is_removed_exactly():
+    """Of the variance that divides by n, the jackknife makes the one that divides by n - 1."""
+    values = np.random.default_rng(2).normal(size=(12, 3))
+    estimate, error = jackknife(12, 12, lambda kept: values[kept].var(axis=0))
+    np.testing.assert_allclose(estimate, values.var(axis=0, ddof=1), rtol=1e-12)
+    assert error.shape == (3,) and (error > 0).all()

@@ -1,25 +1,46 @@
-"""Standard errors of statistics of draws, from leaving some of the draws out."""
+"""Estimates without bias and their standard errors, from leaving some of the draws out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
-def jackknife_error(draws: int, blocks: int, statistic: Callable[[np.ndarray], float]) -> float:
-    """Standard error by the delete-a-block jackknife: ``sqrt((b - 1) / b * sum (v - mean v)^2)``.
+def jackknife(
+    draws: int, blocks: int, statistic: Callable[[NDArray[np.int64]], ArrayLike]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A statistic of draws less its bias of order 1/draws, and its standard error.
 
-    A block of successive draws is left out in turn, which allows for autocorrelation shorter than a
-    block (Kuensch 1989, Annals of Statistics 17, 1217). Not a bootstrap: draws that are drawn twice
-    lower their number, and with it every statistic of a kernel.
+    The delete-a-block jackknife: with ``v`` of all draws and ``v_j`` without block j of b, the
+    estimate is ``b v - (b - 1) mean v_j`` (Quenouille 1956) and its error ``sqrt((b - 1) / b *
+    sum_j (v_j - mean v_j)^2)``. Blocks are of successive draws, which allows for autocorrelation
+    shorter than a block (Kuensch 1989, Annals of Statistics 17, 1217). Not a bootstrap: draws that
+    are drawn twice lower their number, and with it every statistic of a kernel.
 
     Args:
         draws: their number.
         blocks: b, at most as many as there are draws.
-        statistic: of the draws at given indices, which are sorted.
+        statistic: of the draws at given indices, which are sorted; a number or an array.
+
+    Returns:
+        Estimate and error, of the shape of the statistic.
     """
+    values = _left_out(draws, blocks, statistic)
+    whole = np.asarray(statistic(np.arange(draws)), float)
+    estimate = len(values) * whole - (len(values) - 1) * values.mean(axis=0)
+    return estimate, np.sqrt(len(values) - 1) * values.std(axis=0)
+
+
+def jackknife_error(draws: int, blocks: int, statistic: Callable[[np.ndarray], float]) -> float:
+    """The standard error of :func:`jackknife` alone."""
+    values = _left_out(draws, blocks, statistic)
+    return float(np.sqrt(len(values) - 1) * values.std())
+
+
+def _left_out(draws: int, blocks: int, statistic: Callable) -> NDArray[np.float64]:
+    """The statistic without each block in turn, ``(block, ...)``."""
     everything = np.arange(draws)
     parts = np.array_split(everything, min(blocks, draws))
-    values = [statistic(np.delete(everything, part)) for part in parts]
-    return float(np.sqrt(len(values) - 1) * np.std(values))
+    return np.array([statistic(np.delete(everything, part)) for part in parts], float)
