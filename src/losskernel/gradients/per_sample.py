@@ -119,7 +119,7 @@ class Gradients:
         Raises:
             ConfigError: they select nothing.
         """
-        stored = [(name, torch.empty(0)) for name in self.names]
+        stored = [(name, torch.empty(0, requires_grad=True)) for name in self.names]
         # All that the selection asks of a model is the names of its parameters.
         chosen = set(
             select_parameters(SimpleNamespace(named_parameters=lambda: stored), parameters)
@@ -169,7 +169,7 @@ def per_sample_gradients(
     folder: str | Path,
     *,
     loss: LossPerInput = cross_entropy,
-    parameters: str | Sequence[str] = "all",
+    parameters: str | Sequence[str] = "trainable",
     engine: str = "auto",
     dtype: str = "float16",
     device: str | torch.device = "cpu",
@@ -253,7 +253,7 @@ def gradient_norms(
     data: Data,
     *,
     loss: LossPerInput = cross_entropy,
-    parameters: str | Sequence[str] = "all",
+    parameters: str | Sequence[str] = "trainable",
     engine: str = "auto",
     device: str | torch.device = "cpu",
 ) -> np.ndarray:

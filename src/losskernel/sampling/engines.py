@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.utils._pytree import tree_map_only
 
-from losskernel.errors import ConfigError, DataError
-from losskernel.sampling.inputs import Inputs, leaves
+from losskernel.errors import ConfigError, DataError, LossKernelError
+from losskernel.sampling.inputs import Inputs, leaves, map_tensors
 from losskernel.sampling.parameters import FlatLayout
 
 LossPerInput = Callable[[Any, Any], Tensor]
@@ -43,20 +44,55 @@ class Engine(Protocol):
 
 
 def _frozen_copy(model: nn.Module, device: torch.device | str) -> nn.Module:
-    model = copy.deepcopy(model).to(device)
+    # What a hook computes before each call, such as weight_norm's weight, deepcopy refuses.
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        with torch.no_grad():  # else the weights of a scripted model become results, no leaves
+            model = copy.deepcopy(model, computed).to(device)
+    except Exception as error:
+        raise ConfigError(
+            f"model: cannot be copied ({_told(error)}); leave out of it what is no tensor or "
+            "setting, or give it a method __deepcopy__"
+        ) from error
     model.eval()
-    model.requires_grad_(False)
+    for parameter in model.parameters():  # a scripted model has no requires_grad_
+        parameter.requires_grad_(False)
     return model
 
 
-def _checked(losses: Tensor, count: int) -> Tensor:
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _real(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another type of number if it is real and floating-point; complex ones stay complex."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = _real(tensor.data, dtype)
+    return model
+
+
+def _input_losses(model: Callable, loss: LossPerInput, dtype: torch.dtype, x: Any, y: Any):
+    """Loss of every input, ``(input,)`` float32, whatever types the data and the output have."""
+    output = model(map_tensors(lambda tensor: _real(tensor, dtype), x))
+    halves = (torch.bfloat16, torch.float16)
+    output = tree_map_only(Tensor, lambda t: t.float() if t.dtype in halves else t, output)
+    losses, count = loss(output, y), _count(y)
     if losses.shape != (count,):
         raise DataError(
             f"loss: must return one value per input, for {count} of them shape ({count},), not "
             f"{tuple(losses.shape)}; pass reduction='none', or average over what an input has "
             "several of"
         )
-    return losses
+    return losses.float()
 
 
 def _count(targets: Any) -> int:
@@ -120,13 +156,15 @@ class BatchedEngine:
         eval_precision: str | None = None,
     ):
         self._precision, self._eval_precision = precision, eval_precision or precision
-        self._model = _frozen_copy(model, device)
+        self._model = _cast(_frozen_copy(model, device), torch.float32)
         self.layout = FlatLayout(self._model, names)
         self.center = self.layout.flatten(dict(self._model.named_parameters()))
 
         def losses(flat: Tensor, x: Any, y: Any) -> Tensor:
-            output = functional_call(self._model, self.layout.views(flat), (x,))
-            return _checked(loss(output, y), _count(y))
+            def call(x: Any) -> Any:
+                return functional_call(self._model, self.layout.views(flat), (x,))
+
+            return _input_losses(call, loss, torch.float32, x, y)
 
         def mean_loss(flat: Tensor, x: Any, y: Any) -> Tensor:
             return losses(flat, x, y).mean()
@@ -134,15 +172,15 @@ class BatchedEngine:
         self._losses = self._eager_losses = vmap(losses, in_dims=(0, None, None))
         self._gradients = vmap(grad_and_value(mean_loss))
         self._input_gradients = vmap(
-            grad(lambda flat, x, y: mean_loss(flat, x[None], y[None])), in_dims=(None, 0, 0)
+            grad(lambda flat, *pair: mean_loss(flat, *map_tensors(lambda t: t[None], pair))),
+            in_dims=(None, 0, 0),
         )
         if compiled:
             self._losses = _compile(self._losses, device, self.layout.size)
             self._gradients = _compile(self._gradients, device, self.layout.size)
 
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-        x = torch.stack([batch[0] for batch in batches])
-        y = torch.stack([batch[1] for batch in batches])
+        x, y = map_tensors(lambda *parts: torch.stack(parts), *batches)
         with tensor_cores(self._precision):
             gradient, value = self._gradients(weights, x, y)
         # A CUDA graph overwrites its outputs when it is replayed.
@@ -151,11 +189,11 @@ class BatchedEngine:
     def input_gradients(self, x: Any, y: Any) -> Tensor:
         """Gradients of the loss of every single input at the center, ``(input, parameter)``."""
         with tensor_cores(self._precision):
-            return self._input_gradients(self.center, x, y)
+            return self._input_gradients(self.center, *map_tensors(torch.clone, (x, y)))
 
     def example_losses(self, weights: Tensor, x: Any, y: Any) -> Tensor:
         """Losses of some inputs, ``(chain, input)``, not compiled, to try what can be batched."""
-        return self._eager_losses(weights, x, y)
+        return self._eager_losses(weights, *map_tensors(torch.clone, (x, y)))
 
     @torch.inference_mode()
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
@@ -168,7 +206,7 @@ class _Replica:
     """A copy of the model in one type of number, whose perturbed parameters are overwritten."""
 
     def __init__(self, model: nn.Module, names: list[str], dtype: torch.dtype):
-        self.model, self.dtype = model.to(dtype), dtype
+        self.model, self.dtype = _cast(model, dtype), dtype
         parameters = dict(self.model.named_parameters())
         self.parameters = [parameters[name].requires_grad_() for name in names]
         self._storage = [parameter.data for parameter in self.parameters]
@@ -196,8 +234,10 @@ class SequentialEngine:
         eval_precision: the same for the losses of the probe inputs, with gradients left in
             ``precision``: the draws are then those of ``precision``, to the bit. By default it is
             ``precision``.
-        inference: evaluate in PyTorch's inference mode, some 4 % faster. Not for a model that keeps
-            a tensor from one call to the next, such as a mask: no gradient could use it.
+        evaluation: PyTorch's mode for losses without gradients. In inference mode they take some
+            4 % less time. ``torch.no_grad`` is for a model that keeps a tensor from one call to the
+            next, such as a mask, which no gradient could use; ``torch.enable_grad`` for a model
+            that calls for gradients itself, such as a force from an energy.
 
     Raises:
         ConfigError: a precision is unknown.
@@ -214,9 +254,9 @@ class SequentialEngine:
         compiled: bool = False,
         precision: str = "float32",
         eval_precision: str | None = None,
-        inference: bool = True,
+        evaluation: Callable = torch.inference_mode,
     ):
-        self._without_gradient = torch.inference_mode if inference else torch.no_grad
+        self._evaluation = evaluation
         self._precision, self._eval_precision = precision, eval_precision or precision
         for name in ("precision", "eval_precision"):
             value = getattr(self, f"_{name}")
@@ -254,51 +294,32 @@ class SequentialEngine:
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         gradient, values = torch.empty_like(weights), []
         parameters, dtype = self._differentiated.parameters, self._differentiated.dtype
-        for row, (x, y) in enumerate(batches):
+        for row, batch in enumerate(batches):
             self._differentiated.move_to(self._pieces(weights[row]))
+            x, y = map_tensors(torch.clone, batch)
             with tensor_cores(self._precision):
-                value = self._losses(self._differentiate, dtype, x, y).mean()
+                value = _input_losses(self._differentiate, self._loss, dtype, x, y).mean()
                 # What the output does not depend on has gradient 0, as in the other engine.
                 grads = torch.autograd.grad(value, parameters, materialize_grads=True)
-            torch._foreach_copy_(self._pieces(gradient[row]), grads)
+            dense = [part.to_dense() if part.is_sparse else part for part in grads]
+            torch._foreach_copy_(self._pieces(gradient[row]), dense)
             values.append(value.detach())
         return gradient, torch.stack(values)
 
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
-        rows, dtype = [], self._evaluated.dtype
-        with tensor_cores(self._eval_precision), self._without_gradient():
-            for row in weights:
-                self._evaluated.move_to(self._pieces(row))
-                blocks = [
-                    self._losses(self._evaluate, dtype, x, y) for x, y in inputs.blocks(block)
-                ]
-                rows.append(torch.cat(blocks))
-        return torch.stack(rows).cpu()
+        return torch.stack(
+            [torch.cat([self._at(row, x, y) for x, y in inputs.blocks(block)]) for row in weights]
+        ).cpu()
 
-    def _losses(self, model: nn.Module, dtype: torch.dtype, x: Any, y: Any) -> Tensor:
-        if isinstance(x, Tensor) and x.is_floating_point():
-            x = x.to(dtype)
-        output = model(x)
-        if isinstance(output, Tensor):
-            output = output.float()
-        return _checked(self._loss(output, y), _count(y))
+    def example_losses(self, weights: Tensor, x: Any, y: Any) -> Tensor:
+        """Losses of some inputs, ``(chain, input)``."""
+        return torch.stack([self._at(row, *map_tensors(torch.clone, (x, y))) for row in weights])
 
-
-def _keeps_inference_tensors(
-    model: nn.Module, names: list[str], example: tuple[Any, Any], device: torch.device | str
-) -> bool:
-    """Whether a call in inference mode leaves behind what a differentiated one then fails on."""
-    trial = _frozen_copy(model, device)
-    with torch.inference_mode():
-        trial(example[0])
-    parameters = dict(trial.named_parameters())
-    for name in names:
-        parameters[name].requires_grad_()
-    try:
-        trial(example[0])
-    except RuntimeError as error:
-        return "nference tensor" in str(error)
-    return False
+    def _at(self, row: Tensor, x: Any, y: Any) -> Tensor:
+        with tensor_cores(self._eval_precision), self._evaluation():
+            self._evaluated.move_to(self._pieces(row))
+            dtype = self._evaluated.dtype
+            return _input_losses(self._evaluate, self._loss, dtype, x, y).detach()
 
 
 def make_engine(
@@ -332,10 +353,24 @@ def make_engine(
         raise ConfigError(f"engine: '{kind}' is not one of auto, batched, sequential")
 
     def sequential() -> Engine:
-        inference = not _keeps_inference_tensors(model, names, example, device)
-        return SequentialEngine(
-            model, loss, names, device, compiled, precision, eval_precision, inference
-        )
+        failed = None
+        for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+            options = precision, eval_precision, mode
+            trial = SequentialEngine(model, loss, names, device, False, *options)
+            try:
+                trial.example_losses(trial.center[None], *example)
+                trial.gradients(trial.center[None], [example])
+            except LossKernelError:
+                raise
+            except Exception as error:
+                failed = failed or error
+                continue
+            # Anew: a model may keep something from its first call.
+            return SequentialEngine(model, loss, names, device, compiled, *options)
+        raise ConfigError(
+            f"model: fails on the first inputs ({_told(failed)}); see that model(inputs) and "
+            "loss(output, targets) work on a batch"
+        ) from failed
 
     precisions = {"precision": precision, "eval_precision": eval_precision or precision}
     for name, value in precisions.items():
@@ -354,11 +389,13 @@ def make_engine(
         engine.gradients(weights, [example, example])
         with torch.inference_mode():  # where other operations run than in a differentiated pass
             engine.example_losses(weights, *example)
-    except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
+    except LossKernelError:
+        raise
+    except Exception as error:
         if kind == "auto":
             return sequential()
         raise ConfigError(
-            f"engine: the model cannot be batched over chains ({str(error).splitlines()[0]}); "
+            f"engine: the model cannot be batched over chains ({_told(error)}); "
             "use engine 'sequential'"
         ) from error
     return engine

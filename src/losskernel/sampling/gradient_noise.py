@@ -43,7 +43,7 @@ def gradient_noise(
     batch_size: int = 256,
     *,
     loss: LossPerInput = cross_entropy,
-    parameters="all",
+    parameters="trainable",
     pairs: int = 8,
     seed: int = 0,
     device: str | torch.device = "cpu",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from losskernel.errors import DataError
 
 class Inputs:
     """A fixed, ordered collection of (input, target) pairs.
+
+    What it delivers is the receiver's own: a model or a loss that works in place changes a copy.
 
     Args:
         data: a pair of tensors ``(inputs, targets)`` with equal first dimension, kept on the
@@ -72,7 +74,7 @@ class Inputs:
         """All pairs in order, at most ``size`` at a time."""
         if self._tensors is not None:
             for start in range(0, self._length, size):
-                yield tuple(part[start : start + size] for part in self._tensors)
+                yield tuple(part[start : start + size].clone() for part in self._tensors)
             return
         # From pinned memory a GPU copies while it computes.
         loader = DataLoader(
@@ -109,18 +111,27 @@ class Inputs:
         return tuple(self._sent(part) for part in batch)
 
     def _sent(self, part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return part.to(self.device, non_blocking=True)
-        if isinstance(part, dict):
-            return {key: self._sent(value) for key, value in part.items()}
-        if _holds_parts(part):
-            return [self._sent(value) for value in part]
-        return part
+        return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), part)
+
+
+def map_tensors(function: Callable, *parts: Any) -> Any:
+    """Batches of one structure with ``function`` of their tensors, place by place.
+
+    What holds no tensor, such as text, is taken from the first.
+    """
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return function(*parts)
+    if isinstance(first, Mapping):
+        return {key: map_tensors(function, *(part[key] for part in parts)) for key in first}
+    if _holds_parts(first):
+        return [map_tensors(function, *values) for values in zip(*parts, strict=True)]
+    return first
 
 
 def leaves(part: Any) -> list[Any]:
     """What a batch of inputs or targets holds: a tensor, or those in dictionaries and tuples."""
-    if isinstance(part, dict):
+    if isinstance(part, Mapping):
         return [leaf for value in part.values() for leaf in leaves(value)]
     if _holds_parts(part):
         return [leaf for value in part for leaf in leaves(value)]
@@ -134,7 +145,7 @@ def _holds_parts(batch: Any) -> bool:
 
 def _rows(part: Any) -> Iterator[Any]:
     """The inputs, or targets, of a batch one by one."""
-    if isinstance(part, dict):
+    if isinstance(part, Mapping):
         part = list(part.values())
     if _holds_parts(part):
         return zip(*map(_rows, part), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -12,41 +13,68 @@ from torch import Tensor, nn
 
 from losskernel.errors import ConfigError
 
+log = logging.getLogger(__name__)
 
-def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "all") -> list[str]:
+
+def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "trainable") -> list[str]:
     """Names of the parameters to perturb, in the model's order.
 
     Args:
         model: any module; tied parameters count once, under their first name.
-        patterns: ``"all"``, or shell-style patterns such as ``"blocks.*.attention.*"``. A parameter
-            is taken if it matches any plain pattern (or there is none) and no pattern that starts
-            with ``!``: ``["!unembed*"]`` is everything but the unembedding.
+        patterns: ``"trainable"``, those that require gradients (all, if none does); ``"all"``; or
+            shell-style patterns such as ``"blocks.*.attention.*"``. A parameter is taken if it
+            matches any plain pattern, frozen or not, and no pattern that starts with ``!``. Without
+            a plain one the latter take from the trainable: ``["!unembed*"]`` is all of these but
+            the unembedding.
 
     Raises:
-        ConfigError: nothing is selected, or a pattern matches no parameter (a likely typo).
+        ConfigError: nothing is selected, a complex parameter is, or a pattern matches no parameter
+            (a likely typo).
     """
-    names = [name for name, tensor in model.named_parameters() if tensor.is_floating_point()]
+    sizes = {name: p.numel() for name, p in model.named_parameters() if _is_weight(p)}
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and name in sizes]
     if patterns == "all":
+        patterns = ["*"]
+    elif patterns == "trainable":
         patterns = []
     elif isinstance(patterns, str):
         patterns = [patterns]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in names):
+        if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in sizes):
             raise ConfigError(
-                f"parameters: the pattern '{pattern}' matches none of the model's {len(names)} "
-                f"parameters; the names are like '{names[0] if names else '(none)'}'"
+                f"parameters: the pattern '{pattern}' matches none of the model's {len(sizes)} "
+                f"parameters; the names are like '{next(iter(sizes), '(none)')}'"
             )
-    include = [p for p in patterns if not p.startswith("!")] or ["*"]
+    include = [p for p in patterns if not p.startswith("!")]
     exclude = [p[1:] for p in patterns if p.startswith("!")]
     chosen = [
         name
-        for name in names
-        if any(fnmatchcase(name, p) for p in include)
+        for name in sizes
+        if (any(fnmatchcase(name, p) for p in include) if include else name in (trained or sizes))
         and not any(fnmatchcase(name, p) for p in exclude)
     ]
     if not chosen:
         raise ConfigError(f"parameters: {list(patterns)} selects no parameter of the model")
+    for name in chosen:
+        if dict(model.named_parameters())[name].is_complex():
+            raise ConfigError(
+                f"parameters: '{name}' is complex and the probe is of real weights; leave it out "
+                f"with the pattern '!{name}', or keep its real and imaginary parts as parameters"
+            )
+    if not include and len(trained) < len(sizes):
+        log.warning(
+            "parameters: %d of %d weights are perturbed, %s",
+            sum(sizes[name] for name in chosen),
+            sum(sizes.values()),
+            "those that require gradients; 'all' would be all"
+            if trained
+            else "as none of the model's requires gradients",
+        )
     return chosen
+
+
+def _is_weight(parameter: Tensor) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
 
 
 def layout_fingerprint(shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> str:

@@ -70,7 +70,7 @@ def propose_probe(
     chains: int = 4,
     batch_size: int = 256,
     eval_batch_size: int = 1000,
-    parameters: str | Sequence[str] = "all",
+    parameters: str | Sequence[str] = "trainable",
     seed: int = 0,
     device: str | torch.device = "cpu",
     engine: str = "auto",

@@ -67,7 +67,7 @@ def sample_losses(
     steps_per_draw: int = 1,
     batch_size: int = 256,
     eval_batch_size: int = 1000,
-    parameters: str | Sequence[str] = "all",
+    parameters: str | Sequence[str] = "trainable",
     seed: int = 0,
     chain_ids: Sequence[int] | None = None,
     input_coords: dict[str, np.ndarray] | None = None,

@@ -100,7 +100,7 @@ def gradients(settings: dict, output: Path) -> None:
         classifier.model,
         data,
         output,
-        parameters=sampling.get("parameters", "all"),
+        parameters=sampling.get("parameters", "trainable"),
         device=sampling.get("device", "cpu"),
     )
 
