@@ -32,6 +32,32 @@ def test_patterns(patterns, expected):
     assert select_parameters(Network(), patterns) == expected
 
 
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ("trainable", ["blocks.0.bias", "blocks.1.weight", "blocks.1.bias"]),
+        (["!blocks.1.*"], ["blocks.0.bias"]),
+        ("all", NAMES),
+        (["blocks.0.*"], NAMES[1:3]),  # what is named is taken, frozen or not
+    ],
+)
+def test_frozen_parameters_stay_unless_they_are_named(caplog, patterns, expected):
+    model = Network()
+    model.embed.weight.requires_grad_(False)
+    model.blocks[0].weight.requires_grad_(False)
+    assert select_parameters(model, patterns) == expected
+    count = {"trainable": 24, "all": 60}.get(patterns if isinstance(patterns, str) else "", 4)
+    said = f"{count} of 60 weights are perturbed, those that require gradients; 'all' would be all"
+    assert (said in caplog.text) == (patterns in ("trainable", ["!blocks.1.*"]))
+
+
+def test_a_model_that_is_frozen_whole_is_perturbed_whole(caplog):
+    assert select_parameters(Network().requires_grad_(False)) == NAMES
+    assert "60 of 60 weights are perturbed, as none of the model's requires" in caplog.text
+    caplog.clear()
+    assert select_parameters(Network()) == NAMES and not caplog.text
+
+
 @pytest.mark.parametrize("patterns", ["block.*", ["blocks.*", "!unembedding*"]])
 def test_a_typo_is_named(patterns):
     typo = "block\\.\\*" if patterns == "block.*" else "!unembedding\\*"

@@ -9,12 +9,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from losskernel import Probe, propose_probe, sample_losses
-from losskernel.sampling.engines import BatchedEngine, SequentialEngine
 from losskernel.errors import ConfigError
+from losskernel.gradients.per_sample import gradient_norms, per_sample_gradients
+from losskernel.sampling.engines import BatchedEngine, SequentialEngine
 from losskernel.sampling.gradient_noise import gradient_noise
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.parameters import select_parameters
-from losskernel.gradients.per_sample import gradient_norms, per_sample_gradients
 from losskernel.sampling.sample import cross_entropy
 
 X = torch.randn(14, 5, generator=torch.Generator().manual_seed(0))
@@ -89,7 +89,11 @@ def out_of_place_loss(output, target):
 TWINS = {
     "arithmetic": (layers(Shift(True)), layers(Shift(False)), {}, {}),
     "ReLU": (layers(nn.ReLU(inplace=True)), layers(nn.ReLU()), {}, {}),
-    "targets": (*[layers(labels=Y.clamp(min=1))] * 2, {"loss": in_place_loss}, {"loss": out_of_place_loss}),
+    "targets": (
+        *[layers(labels=Y.clamp(min=1))] * 2,
+        {"loss": in_place_loss},
+        {"loss": out_of_place_loss},
+    ),
 }
 
 
@@ -210,9 +214,7 @@ def test_types_of_number_give_both_engines_one_answer(engine, model_type, data_t
     plain = layers(nn.BatchNorm1d(5)).eval()
     model = Named(plain.to(model_type))
     reference = copy.deepcopy(plain).double()
-    engine = engine(
-        model, lambda out, y: cross_entropy(out["logits"], y), select_parameters(model)
-    )
+    engine = engine(model, lambda out, y: cross_entropy(out["logits"], y), select_parameters(model))
     found = engine.losses(engine.center[None], Inputs((X.to(data_type), Y)), 14)
     loss = cross_entropy(reference(X.double()), Y)
     assert found.dtype == torch.float32
