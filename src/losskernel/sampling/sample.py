@@ -104,9 +104,11 @@ def sample_losses(
         parameters: which parameters are perturbed; see
             :func:`losskernel.sampling.parameters.select_parameters`.
         seed: the one seed; same seed, machine and thread count give the same trace.
-        chain_ids: numbers of the chains to run (default ``0..chains-1``); a chain's draws depend on
-            its number, not on its company, so chains can be sampled by separate jobs and joined
-            with :func:`losskernel.trace.concatenate`.
+        chain_ids: numbers of the chains to run (default ``0..chains-1``); a chain's noise and its
+            minibatches depend on its number, not on its company, so chains can be sampled by
+            separate jobs and joined with :func:`losskernel.trace.concatenate`. Its losses are then
+            the same to the bit with the sequential engine; the batched one multiplies all chains at
+            once, and the rounding of such a product depends on how many there are.
         input_coords: per-input arrays (labels, names) to keep with the trace.
         loss_bound: a chain whose mean probe loss exceeds it counts as diverged; non-finite losses
             always do. A diverged chain stops, the others go on, and its losses are NaN from there.
