@@ -28,6 +28,7 @@ from losskernel.semantics.wordnet import Hierarchy, coarse_groups, groups_at_dep
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
 MARKERS = ("circle", "triangle", "square")
 GREY = "#bbbbbb"
+MANY = 2000  # inputs from which points are so small that shapes cannot be told apart: shades can
 STEPS = 8  # of a coloring by a number
 
 
@@ -268,6 +269,7 @@ def write_map(
         title: of the page.
         note: a sentence below it.
     """
+    many = len(inputs.names) > MANY
     index_type = np.uint16 if len(inputs.names) <= 2**16 else np.uint32
     shown = []
     for one in views:
@@ -286,7 +288,7 @@ def write_map(
                 "selfCovariance": _float32(one.self_covariance),
                 "suggested": suggested.tolist(),
                 "share": _float32(share),
-                "colorings": [_plain(c) for c in view_colorings(one, inputs, suggested)],
+                "colorings": [_plain(c, many) for c in view_colorings(one, inputs, suggested)],
             }
         )
     content = {
@@ -294,7 +296,7 @@ def write_map(
         "classes": [str(name) for name in inputs.classes],
         "places": places(inputs),
         "loss": _float32(inputs.loss),
-        "colorings": [_plain(coloring) for coloring in input_colorings(inputs)],
+        "colorings": [_plain(coloring, many) for coloring in input_colorings(inputs)],
         "grey": GREY,
         "views": shown,
     }
@@ -305,7 +307,7 @@ def write_map(
         note=html.escape(note),
         data=packed(content),
         thumbnails=embedded(list(thumbnails or [])),
-        plot=packed(_plot(len(inputs.names))),
+        plot=packed(_plot(many)),
         bokeh=compressed(_bokeh().encode()),
     )
 
@@ -367,14 +369,24 @@ def _float32(values: np.ndarray | None) -> np.ndarray | None:
     return None if values is None else np.asarray(values, np.float32)
 
 
-def _plain(coloring: Coloring) -> dict:
+def _plain(coloring: Coloring, many: bool) -> dict:
+    colors, markers = coloring.colors, coloring.markers
+    if many:
+        shades = [1 - 0.35 * MARKERS.index(marker) for marker in markers]
+        colors = [_darker(color, shade) for color, shade in zip(colors, shades, strict=True)]
+        markers = (MARKERS[0],) * len(markers)
     return {
         "name": coloring.name,
         "categories": coloring.categories,
-        "colors": coloring.colors,
-        "markers": coloring.markers,
+        "colors": colors,
+        "markers": markers,
         "of": coloring.of.astype(np.int8),
     }
+
+
+def _darker(color: str, share: float) -> str:
+    parts = (round(share * int(color[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{part:02x}" for part in parts)
 
 
 def _bokeh() -> str:
@@ -384,7 +396,7 @@ def _bokeh() -> str:
     return "\n".join(Resources(mode="inline", components=["bokeh", "bokeh-gl"]).js_raw)
 
 
-def _plot(inputs: int) -> dict:
+def _plot(many: bool) -> dict:
     """The empty plot, for ``Bokeh.embed.embed_item``; map.js fills its sources by their names."""
     from bokeh.embed import json_item
     from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, CustomJS, HoverTool
@@ -413,7 +425,7 @@ def _plot(inputs: int) -> dict:
     )  # fmt: skip
     points = plot.scatter(
         "x", "y", marker="marker", fill_color="color", fill_alpha="alpha", line_alpha="alpha",
-        size=9 if inputs <= 2000 else 5, line_color="#333333", line_width=0.5,
+        size=4 if many else 9, line_color=None if many else "#333333", line_width=0.5,
         name="points",
         source=source("points", "x", "y", "marker", "color", "alpha"),
         view=CDSView(filter=BooleanFilter()),
