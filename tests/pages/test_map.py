@@ -1,5 +1,8 @@
 """The map: what is written into the page, and what the page does in a real browser."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +19,7 @@ EVIL = "<img src=x onerror=document.title='broken'>"
 CLASSES = ("cat", "dog", EVIL)
 EACH = 12
 K = 3
+TRACKED = (("trace", "nc"), ("features", "npz"), ("limit", "npz"), ("hierarchy", "json"))
 
 
 def run(*arguments) -> int:
@@ -289,3 +293,24 @@ def test_hierarchy_gives_places_and_colors(tmp_path, browser):
     assert names[1] == "hypernym at depth 1" and "given against suggested label" in names
     browser.run("byId('coloring').value = 'hypernym at depth 1'; byId('coloring').onchange()")
     assert [e.text for e in browser.all("#legend button")] == ["dog", "bird"]
+
+
+@pytest.mark.slow
+def test_the_tracked_imagenet_kernels_make_a_page_below_one_megabyte(tmp_path, browser):
+    pytest.importorskip("bokeh", reason="needs the extra 'browser'")
+    tracked, page = Path(__file__).parents[2] / "results/reference/imagenet", tmp_path / "map.html"
+    kernels = ["loss kernel", "exact limit", "penultimate features"]
+    settings = {"map_kernels": kernels, "map_neighbors": 15, "seed": 0}
+    files = [f"--{name} {tracked / name}.{end}" for name, end in TRACKED]
+    call = ["semantic", "browse", *" ".join(files).split(), "--settings", json.dumps(settings)]
+    assert run(*call, "--output", page) == 0
+    assert page.stat().st_size < 1e6
+    browser.open(page)
+    browser.wait("byId('status').textContent === '1000 of 1000 inputs shown'")
+    assert [e.text for e in browser.all("#view option")] == kernels
+    assert [e.text for e in browser.all("#legend button")][:3] == ["dogs", "other mammals", "birds"]
+    browser.find("#search").send_keys("tench\n")
+    name, place, *_ = (e.text for e in browser.all("#details dd"))
+    assert name == "tench" and place.startswith("physical entity › object › whole › living thing")
+    assert place.endswith("soft-finned fish › cypriniform fish › cyprinid › tench")
+    assert browser.requests() == [] and browser.errors() == []

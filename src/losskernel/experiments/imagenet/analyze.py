@@ -35,6 +35,9 @@ from losskernel.kernel.control_variate import normalize
 from losskernel.kernel.covariance import self_covariance
 from losskernel.kernel.estimate import Draws
 from losskernel.kernel.maps import nearest_neighbors, umap_embedding
+from losskernel.pages.document import thumbnails
+from losskernel.pages.map import Inputs, View, view, write_map
+from losskernel.pages.sources import read_kernel
 from losskernel.progress import bar
 from losskernel.semantics.lift import region_lift
 from losskernel.semantics.wordnet import (
@@ -272,6 +275,52 @@ def embed(
             chains=losses.shape[0],
             draws=losses.shape[1],
         )
+
+
+def browse(
+    trace: Path,
+    features: Path,
+    hierarchy: Path,
+    settings: dict,
+    output: Path,
+    limit: Path | None = None,
+    images: Path | None = None,
+    kernels: list[str] | None = None,
+) -> None:
+    """The maps as one page for the browser; with ``images``, small copies of them are in it.
+
+    ``kernels`` are further ones, as NAME=FILE; see :func:`losskernel.pages.sources.read_kernel`.
+    """
+    sources, tree = Sources.load(trace, features, limit), Hierarchy.from_file(hierarchy)
+    labels, names = sources.labels, sources.trace.coordinate("name").astype(str)
+    sampled = self_covariance(sources.draws.losses)
+    variances = {SAMPLED: sampled, ALONE: sampled}
+    if sources.draws.known is not None:
+        variances[LIMIT] = np.diag(sources.draws.known)
+    shown = [
+        (name, [(slice(None), r)], variances.get(name))
+        for name, r in sources.kernels.items()
+        if name in settings["map_kernels"]
+    ]
+    for text in kernels or []:
+        file = read_kernel(text)
+        file.match(names)
+        shown.append((file.name, file.blocks(), file.self_covariance))
+    views: list[View] = []
+    for name, blocks, variance in bar(shown, "maps", unit="map"):
+        first = views[0] if views else None
+        near, seed = settings["map_neighbors"], settings["seed"]
+        views.append(view(name, blocks, labels, near, seed, variance, first))
+    loss = sources.trace.initial_loss.astype(float)
+    write_map(
+        Inputs(names, np.array(tree.names)[labels], loss, tree, labels),
+        views,
+        output,
+        thumbnails=None if images is None else thumbnails(images, names, 64),
+        title="ImageNet by the loss kernel of a classifier",
+        note=f"{len(names)} images. Near on the map is similar by the kernel; images of equal "
+        "label are no neighbors of each other.",
+    )
 
 
 def _members(tree: Hierarchy, labels: np.ndarray, regions: dict) -> np.ndarray:
