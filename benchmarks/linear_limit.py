@@ -56,7 +56,7 @@ def run(
     y = torch.tensor(y)
     model = _trained(x, y, width)
     data = (x[:inputs], y[:inputs])
-    probe = Probe(n_beta=0, gamma=gamma, step_size=1 / gamma)
+    probe = Probe(gamma=gamma)
 
     def sampled(number: int, first_chain: int):
         ids = list(range(first_chain, first_chain + chains))
@@ -65,7 +65,6 @@ def run(
             data,
             probe,
             draws=number,
-            burn_in=20,
             chain_ids=ids,
             eval_batch_size=inputs,
             progress=False,

@@ -22,6 +22,7 @@ _PURPOSES = {
     "resample": 4,
     "augment": 5,
     "dropout": 6,
+    "draw": 7,
 }
 
 
@@ -41,8 +42,19 @@ def torch_seed(seed: int, purpose: str, *key: int) -> int:
 
 
 def fill_normal(out: torch.Tensor, generator: torch.Generator, seed: int, *key: int) -> None:
-    """Fill ``out``, ``(count,)``, in place with standard normal draws of the stream at ``key``."""
-    generator.manual_seed(torch_seed(seed, "noise", *key))
+    """Fill ``out``, ``(count,)``, in place with standard normal draws of the noise at ``key``."""
+    _fill(out, generator, torch_seed(seed, "noise", *key))
+
+
+def fill_draw(
+    out: torch.Tensor, generator: torch.Generator, seed: int, chain: int, draw: int
+) -> None:
+    """Fill ``out``, ``(count,)``, in place with the standard normal vector z of a direct draw."""
+    _fill(out, generator, torch_seed(seed, "draw", chain, draw))
+
+
+def _fill(out: torch.Tensor, generator: torch.Generator, seed: int) -> None:
+    generator.manual_seed(seed)
     # How a GPU shares out more numbers than it has threads depends on its model; the same noise is
     # wanted on any, such as that of linear_response.write_coupled_displacements.
     pieces = [out] if out.device.type == "cpu" else out.split(_PIECE)

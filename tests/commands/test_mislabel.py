@@ -70,7 +70,7 @@ def test_an_unknown_label_is_named(trace, tmp_path, capsys):
 
 
 CLASSES = ("zebra", "Ant", "cat 2")
-PROBE = ("--gamma", 1e4, "--step-size", 1e-5)
+PROBE = ("--gamma", 1e4)
 SAMPLING = ("--chains", 1, "--draws", 4, "--burn-in", 0, "--batch-size", 2, "--image-size", 64)
 
 
@@ -130,7 +130,7 @@ def test_a_pilot_chooses_the_probe_where_none_is_given(photos, tmp_path, caplog)
         assert rank_folder(photos, tmp_path / "s.csv") == 0
     probe = json.loads(LossTrace.load(tmp_path / "s.nc").attributes["probe"])
     assert probe["n_beta"] == 0
-    said = f"pilot: gamma = {probe['gamma']:.3g} and step_size = {probe['step_size']:.3g} raise"
+    said = f"pilot: gamma = {probe['gamma']:.3g} raises the mean loss"
     assert said in caplog.text and "(target 0.1)" in caplog.text
 
 
@@ -141,7 +141,9 @@ def test_a_pilot_chooses_the_probe_where_none_is_given(photos, tmp_path, caplog)
         (("--classes", "two.txt"), "two.txt: 2 names, 2 of them different, for the 3 outputs"),
         (("--classes", "twice.txt"), "twice.txt: 3 names, 2 of them different, for the 3"),
         (("--classes", "other.txt"), "Ant: Ant is not one of the model's 3 classes"),
-        (("--gamma", 1e4), "gamma, step_size: give both"),
+        (("--step-size", 1e-5), "step_size: give gamma too"),
+        (("--gamma", 1e4, "--step-size", 1e-5), "step_size = 1e-05 has no meaning with n_beta = 0"),
+        (("--gamma", 1e4, "--burn-in", 9), "burn_in = 9 has no meaning with n_beta = 0"),
         (("--images", "nowhere"), "nowhere: no such image folder"),
         (("--k", 0), "k = 0: some image has only 4 others of another label; give --k from 1 to 4"),
         (("--k", 5), "k = 5: some image has only 4 others of another label; give --k from 1 to 4"),

@@ -17,12 +17,12 @@ SETTINGS = {
     "draws": [1, 2],
     "folds": 2,
     "neighbors": 5,
-    "pilot": {"n_beta": 0, "rise": 0.1},
+    "pilot": {"n_beta": 10, "rise": 0.1},
     "sampling": {"chains": 2, "draws": 10, "batch_size": 60},
     "copies": {
         "numbers": [1, 3],
         "inputs_per_number": 5,
-        "probes": [{"n_beta": 0, "gamma": 100, "step_size": 5e-3}],
+        "probes": [{"n_beta": 5, "gamma": 100, "step_size": 5e-3}],
     },
 }
 

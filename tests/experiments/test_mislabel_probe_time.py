@@ -18,7 +18,7 @@ SETTINGS = {
     "shares": [0.05, 0.2],
     "draws": [1, 2],
     "neighbors": 5,
-    "pilot": {"n_beta": 0, "rise": 0.1},
+    "pilot": {"n_beta": 10, "rise": 0.1},
     "sampling": {"chains": 2, "draws": 10, "batch_size": 60},
 }
 ANALYSIS = {

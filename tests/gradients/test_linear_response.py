@@ -18,6 +18,7 @@ from losskernel.gradients.linear_response import (
 )
 from losskernel.gradients.per_sample import per_sample_gradients
 from losskernel.kernel.control_variate import control_variate_kernel, limit_kernel, normalize
+from losskernel.sampling.probe import FreeChain
 
 FALSE_ALARM = 1e-3  # probability that a test fails correct code, for seeds drawn at random
 SIZE = 12  # weights of the linear problem
@@ -54,8 +55,8 @@ def smooth_problem(inputs=6):
 
 
 def independent(gamma, n_beta=0.0):
-    """A step after which a chain without the loss has forgotten where it was."""
-    return Probe(n_beta=n_beta, gamma=gamma, step_size=2 / gamma)
+    """Independent draws, or a step after which a chain has forgotten where it was."""
+    return Probe(n_beta, gamma, 2 / gamma) if n_beta else Probe(gamma=gamma)
 
 
 def sample(model, data, probe, journal=None, **options):
@@ -116,9 +117,10 @@ def test_gram_matrices_of_groups_add_up(tmp_path):
 
 
 def test_without_the_loss_the_limit_is_the_gram_matrix_times_the_variance_of_a_weight():
-    probe = Probe(n_beta=0, gamma=10, step_size=0.1)
     matrix = np.array([[2.0, 1.0], [1.0, 3.0]])
-    np.testing.assert_allclose(limit_kernel(matrix, probe), matrix * 0.1 / 0.75, rtol=1e-14)
+    np.testing.assert_allclose(limit_kernel(matrix, Probe(gamma=10)), matrix * 0.1, rtol=1e-14)
+    chain = FreeChain(gamma=10, step_size=0.1)
+    np.testing.assert_allclose(limit_kernel(matrix, chain), matrix * 0.1 / 0.75, rtol=1e-14)
 
 
 def test_with_the_loss_the_limit_is_the_covariance_in_weight_space():
@@ -136,13 +138,13 @@ def test_with_the_loss_the_limit_is_the_covariance_in_weight_space():
 
 def test_the_limit_is_continuous_in_the_temperature():
     g = np.random.default_rng(0).standard_normal((5, 8))
-    limits = [limit_kernel(g @ g.T, Probe(b, 10, 0.1)) for b in (0, 1e-9)]
+    limits = [limit_kernel(g @ g.T, p) for p in (FreeChain(10, 0.1), Probe(1e-9, 10, 0.1))]
     np.testing.assert_allclose(*limits, rtol=1e-8)
 
 
 def test_no_limit_where_the_linear_chain_has_no_stationary_law():
     with pytest.raises(ConfigError, match="gamma = 0 has no linear limit"):
-        limit_kernel(np.eye(2), Probe(n_beta=0, gamma=0, step_size=1))
+        limit_kernel(np.eye(2), FreeChain(gamma=0, step_size=1))
     with pytest.raises(ConfigError, match=r"step_size \* precision = 5.1 .*; .*: lower step_size"):
         limit_kernel(100 * np.eye(2), Probe(n_beta=1, gamma=1, step_size=0.1))
 
@@ -176,7 +178,7 @@ def test_the_sampler_has_the_limit_as_its_kernel_where_the_losses_are_linear(tmp
     """With ``n_beta > 0`` too, if the driving loss has the Fisher matrix for its Hessian."""
     _, (g, zeros) = linear_problem()
     g = g / 12
-    probe = Probe(n_beta=n_beta, gamma=1.0, step_size=0.2)
+    probe = Probe(n_beta, 1.0, 0.2) if n_beta else Probe(gamma=1.0)
     limit = limit_kernel((g @ g.T).numpy(), probe)
     assert n_beta == 0 or np.linalg.eigvalsh(limit)[-1] < 0.5 * np.trace(g @ g.T)
     chains = 32
@@ -188,7 +190,7 @@ def test_the_sampler_has_the_limit_as_its_kernel_where_the_losses_are_linear(tmp
         loss=recorded_or_driving,
         chains=chains,
         draws=200,
-        burn_in=60,  # the slowest direction has forgotten its start to 0.9^60 = 2e-3 of a deviation
+        burn_in=60 if n_beta else 0,  # the slowest direction has forgotten its start to 0.9^60
     )
     upper = np.triu_indices(len(g))
     estimate, error = jackknife(lambda losses: covariance(losses)[upper], trace.losses)
@@ -269,7 +271,7 @@ def test_runs_of_one_chain_each_are_as_one_run_of_all(tmp_path):
 def test_chains_that_diverged_are_left_out_as_in_the_trace(tmp_path):
     model, data = smooth_problem()
     gradients = gradients_of(model, data, tmp_path / "g")
-    probe = independent(0.01)
+    probe = independent(0.01, n_beta=1e-9)
     free = sample(model, data, probe, chains=4, draws=10)
     worst = np.sort(free.losses.mean(2).max(1))
     bound = worst[1:3].mean()  # two of the four go beyond
@@ -294,7 +296,7 @@ def test_chains_that_diverged_are_left_out_as_in_the_trace(tmp_path):
 def test_for_linear_losses_the_control_variate_leaves_no_sampling_noise(tmp_path):
     model, data = linear_problem()
     gradients = gradients_of(model, data, tmp_path / "g", loss=itself)
-    probe = Probe(n_beta=0, gamma=2.0, step_size=0.2)
+    probe = Probe(gamma=2.0)
     trace = sample(model, data, probe, tmp_path / "j", loss=itself, chains=2, draws=5)
     linear = linear_of(gradients, tmp_path / "j")
     known = limit_kernel((data[0] @ data[0].T).numpy(), probe)
@@ -313,13 +315,12 @@ def control_variates(tmp_path, gamma, n_beta, draws=50, chains=64):
     model, data = smooth_problem()
     gradients = gradients_of(model, data, tmp_path / "g")
     probe = independent(gamma, n_beta)
-    options = {"chains": chains, "burn_in": 5}
+    options = {"chains": chains, "burn_in": 5 if n_beta else 0}
     trace = sample(model, data, probe, tmp_path / "j", draws=draws, **options)
     write_coupled_displacements(tmp_path / "j", tmp_path / "coupled", progress=False)
     matrix = gram_of(gradients)
     estimates = {"plain": [covariance(losses) for losses in trace.losses]}
-    without_loss = Probe(0, probe.gamma, probe.step_size)
-    for name, folder, law in (("own", "j", probe), ("coupled", "coupled", without_loss)):
+    for name, folder, law in (("own", "j", probe), ("coupled", "coupled", probe.free)):
         known = limit_kernel(matrix, law)
         linear = linear_of(gradients, tmp_path / folder)
         pairs = zip(trace.losses, linear, strict=True)
@@ -350,19 +351,30 @@ def test_the_control_variate_is_unbiased_and_takes_noise_out(tmp_path, gamma, n_
     assert square_error(name) < square_error("plain") / gain
 
 
-def test_coupled_displacements_without_the_loss_are_those_of_the_run(tmp_path):
+def test_coupled_displacements_of_independent_draws_are_those_of_the_run(tmp_path):
     model, data = smooth_problem()
-    probe = Probe(n_beta=0, gamma=40, step_size=0.01)
-    options = {"chain_ids": [5, 2], "draws": 4, "burn_in": 3, "steps_per_draw": 2, "seed": 9}
-    sample(model, data, probe, tmp_path / "j", **options)
+    options = {"chain_ids": [5, 2], "draws": 20, "seed": 9}
+    sample(model, data, Probe(gamma=40), tmp_path / "j", **options)
+    sample(model, data, Probe(gamma=7), tmp_path / "k", displacements=False, **options)
+    for run in "jk":  # the same z at every gamma, kept or not
+        write_coupled_displacements(tmp_path / run, tmp_path / f"c{run}", progress=False)
+    kept, *coupled = ((tmp_path / f / "displacements.f16").read_bytes() for f in ("j", "cj", "ck"))
+    assert coupled == [kept, kept]
+    assert displacement_probe(tmp_path / "ck") == displacement_probe(tmp_path / "k")
+    assert json.loads((tmp_path / "cj/settings.json").read_text())["seed"] == 9
+
+
+def test_displacements_of_chains_without_the_loss_of_an_earlier_version_are_read(tmp_path):
+    """Their probe has a step size with n_beta = 0, and their law its bias."""
+    model, data = smooth_problem()
+    sample(model, data, Probe(20, 40, 0.01), tmp_path / "j", draws=4)
+    path = tmp_path / "j/settings.json"
+    old = json.dumps({"n_beta": 0, "gamma": 40, "step_size": 0.01})
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"probe": old}))
+    assert displacement_probe(tmp_path / "j") == FreeChain(40, 0.01)
+    assert linear_of(gradients_of(model, data, tmp_path / "g"), tmp_path / "j").shape == (4, 4, 6)
     write_coupled_displacements(tmp_path / "j", tmp_path / "c", progress=False)
-    run, coupled = (
-        np.fromfile(tmp_path / f / "displacements.f16", np.float16).astype(float) for f in "jc"
-    )
-    # The run's are differences of float32 weights of size up to 1: 2^-24 each step, times sqrt(40),
-    # in 11 steps; and float16 rounds both.
-    np.testing.assert_allclose(coupled, run, rtol=2**-10, atol=11 * 2**-24 * 7)
-    assert json.loads((tmp_path / "c/settings.json").read_text())["seed"] == 9
+    assert displacement_probe(tmp_path / "c") == FreeChain(40, 0.01)
 
 
 def test_coupled_displacements_need_none_of_the_run(tmp_path):
@@ -375,7 +387,7 @@ def test_coupled_displacements_need_none_of_the_run(tmp_path):
     stored = [(tmp_path / f"c {n}/displacements.f16").read_bytes() for n in ("with", "without")]
     assert stored[0] == stored[1]
     assert displacement_probe(tmp_path / "with") == probe
-    assert displacement_probe(tmp_path / "c with") == Probe(n_beta=0, gamma=40, step_size=0.01)
+    assert displacement_probe(tmp_path / "c with") == FreeChain(gamma=40, step_size=0.01)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to draw the noise on")
@@ -416,7 +428,7 @@ def test_displacements_that_do_not_fit_are_refused(tmp_path, full_disk):
         linear_of(gradients, journal, draws=5)
     with pytest.raises(TraceError, match="no displacements; give at least one"):
         linear_of(gradients, [])
-    with pytest.raises(TraceError, match="nowhere: not the journal of a run with complete draws"):
+    with pytest.raises(TraceError, match="nowhere: not the journal of a sampling run"):
         linear_of(gradients, tmp_path / "nowhere")
     sample(model, data, probe, tmp_path / "none", draws=4, displacements=False)
     with pytest.raises(TraceError, match="displacements.f16: missing; sample with"):
@@ -437,7 +449,7 @@ def test_displacements_that_do_not_fit_are_refused(tmp_path, full_disk):
         write_coupled_displacements(journal, tmp_path / "g/../j", progress=False)
     with full_disk(500), pytest.raises(LossKernelError, match="cannot be written .*; free disk"):
         write_coupled_displacements(journal, tmp_path / "c", progress=False)
-    with pytest.raises(TraceError, match="c: not the journal of a run"):
+    with pytest.raises(TraceError, match="c: not the journal of a sampling run"):
         linear_of(gradients, tmp_path / "c")
     shutil.copytree(journal, tmp_path / "cut")
     file = tmp_path / "cut/displacements.f16"
@@ -446,9 +458,9 @@ def test_displacements_that_do_not_fit_are_refused(tmp_path, full_disk):
         linear_of(gradients, tmp_path / "cut")
     for name in ("settings.json", "state.safetensors"):
         (tmp_path / "cut" / name).write_text("{}")
-        with pytest.raises(TraceError, match="cut: not the journal"):
+        with pytest.raises(TraceError, match="cut: (not the|unreadable as a) journal"):
             linear_of(gradients, tmp_path / "cut")
-        shutil.copy(journal / name, tmp_path / "cut" / name)
+        shutil.copy(journal / "settings.json", tmp_path / "cut")
 
 
 def test_arrays_that_do_not_fit_are_refused():

@@ -6,9 +6,9 @@ import pytest
 from losskernel.kernel.control_variate import coupled_law, normalize, run_variance
 from losskernel.kernel.covariance import correlation, covariance
 from losskernel.kernel.estimate import Draws
-from losskernel.sampling.probe import Probe
+from losskernel.sampling.probe import FreeChain
 
-PROBES = [Probe(0, 100, 1e-3), Probe(0, 1.0, 1e-3), Probe(0, 0, 1e-3), Probe(0, 3000, 1e-3)]
+PROBES = [FreeChain(100, 1e-3), FreeChain(1.0, 1e-3), FreeChain(0, 1e-3), FreeChain(3000, 1e-3)]
 
 
 def walk(probe, steps, rng, dimensions):
@@ -34,7 +34,7 @@ def test_the_law_of_the_run_is_that_of_its_steps(probe):
 
 
 def test_a_long_run_has_the_stationary_variance():
-    probe = Probe(0, 2000, 1e-4)
+    probe = FreeChain(2000, 1e-4)
     law = coupled_law(probe, 1000 + 200 * np.arange(1, 30))  # relaxes in 10 steps
     assert run_variance(law) == pytest.approx(probe.localization_variance, rel=1e-6)
 
@@ -63,7 +63,7 @@ def draws_of(probe, seed, inputs=6, parameters=50, curvature=0.0):
 
 
 def test_linear_losses_have_the_kernel_of_their_gradients_without_noise():
-    draws = draws_of(Probe(0, 1.0, 1e-3), 0)
+    draws = draws_of(FreeChain(1.0, 1e-3), 0)
     for part in (draws, draws.at(slice(5)), *draws.halves()):
         np.testing.assert_allclose(part.r, normalize(draws.known), atol=1e-9)
     assert draws.linear_share == pytest.approx(1)
@@ -71,7 +71,7 @@ def test_linear_losses_have_the_kernel_of_their_gradients_without_noise():
 
 
 def test_the_control_variate_leaves_the_expectation_of_a_run_that_is_far_from_stationary():
-    probe = Probe(0, 1.0, 1e-3)  # reaches 3 % of its stationary variance
+    probe = FreeChain(1.0, 1e-3)  # reaches 3 % of its stationary variance
     found = [draws_of(probe, seed, curvature=1.0) for seed in range(400)]
     difference = np.array([d.kernel - d.alone.kernel for d in found])
     error = difference.std(axis=0, ddof=1) / np.sqrt(len(found))
@@ -79,7 +79,7 @@ def test_the_control_variate_leaves_the_expectation_of_a_run_that_is_far_from_st
 
 
 def test_without_a_law_the_run_is_taken_to_be_stationary():
-    draws = draws_of(Probe(0, 1.0, 1e-3), 0)
+    draws = draws_of(FreeChain(1.0, 1e-3), 0)
     stationary = Draws(draws.losses, draws.linear, draws.known)
     np.testing.assert_allclose(stationary.kernel, draws.known, rtol=1e-9, atol=1e-9)
     assert np.trace(draws.kernel) < 0.05 * np.trace(stationary.kernel)
@@ -103,7 +103,7 @@ def test_halves_of_one_chain_are_disjoint_and_alternate():
 
 
 def test_independent_halves_are_whole_chains():
-    probe = Probe(0, 1.0, 1e-3)
+    probe = FreeChain(1.0, 1e-3)
     runs = [draws_of(probe, seed) for seed in range(3)]
     joined = Draws(
         np.concatenate([run.losses for run in runs]),

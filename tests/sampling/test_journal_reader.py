@@ -8,7 +8,11 @@ from losskernel.errors import TraceError
 from losskernel.sampling.journal import Journal
 from losskernel.sampling.journal_reader import journal_losses
 
-SETTINGS = {"chain_ids": '{"ids": [4, 7]}', "seed": 1}
+SETTINGS = {
+    "chain_ids": '{"ids": [4, 7]}',
+    "seed": 1,
+    "probe": '{"n_beta": 1, "gamma": 1, "step_size": 0.1}',
+}
 LOSSES = np.random.default_rng(0).standard_normal((5, 2, 6)).astype(np.float32)
 
 

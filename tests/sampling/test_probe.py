@@ -1,3 +1,4 @@
+import json
 import math
 import warnings
 
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 
 from losskernel.errors import ConfigError
-from losskernel.sampling.probe import Probe, sgld_step
+from losskernel.sampling.probe import FreeChain, Probe, sgld_step
 
 
 def test_step_is_the_formula():
@@ -37,6 +38,19 @@ def test_localization_variance_is_the_fixed_point_of_the_chain():
         variance = (1 - probe.step_size * probe.gamma / 2) ** 2 * variance + probe.step_size
     assert probe.localization_variance == pytest.approx(variance, rel=1e-12)
     assert Probe(1, 0, 0.1).localization_variance == math.inf
+    assert probe.free == FreeChain(3, 0.2)
+    assert Probe(gamma=4).localization_variance == 0.25 and Probe(gamma=4).free == Probe(gamma=4)
+
+
+@pytest.mark.parametrize("probe", [Probe(gamma=3), Probe(2, 3, 0.1), FreeChain(3, 0.1)])
+def test_a_probe_is_read_back_from_its_settings(probe):
+    assert Probe.read(probe.settings) == Probe.read(json.dumps(probe.settings)) == probe
+
+
+def test_a_trace_of_an_earlier_version_without_the_loss_was_made_by_a_chain():
+    found = Probe.read('{"gamma": 3, "n_beta": 0, "step_size": 0.2}')
+    assert found == FreeChain(3, 0.2) and not found.direct
+    assert found.localization_variance == pytest.approx(1 / 3 / 0.85)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +61,11 @@ def test_localization_variance_is_the_fixed_point_of_the_chain():
         ((1, math.nan, 0.1), "gamma = nan"),
         ((math.inf, 1, 0.1), "n_beta = inf"),
         ((1, 1, 0), "step_size = 0"),
-        ((0, 40, 0.1), "step_size \\* gamma = 4"),
+        ((1, 40, 0.1), "step_size \\* gamma = 4"),
+        ((1, 40), "n_beta > 0 is sampled by steps of SGLD: give step_size"),
+        ((0, 40, 0.1), "step_size = 0.1 has no meaning with n_beta = 0.*drawn directly.*leave"),
+        ((0, 0), "gamma = 0 with n_beta = 0 is no distribution"),
+        ((), "gamma = nan"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, named):

@@ -240,7 +240,7 @@ class Walk(nn.Module):
         return self.w + 0 * x[..., 0]
 
 
-WALK = {"data": (torch.zeros(4, 1), torch.zeros(4)), "probe": Probe(0, 0.1, 0.1), "burn_in": 0}
+WALK = {"data": (torch.zeros(4, 1), torch.zeros(4)), "probe": Probe(1e-9, 0.1, 0.1), "burn_in": 0}
 
 
 def beyond(limit, outside):
@@ -350,27 +350,6 @@ def test_only_the_chosen_parameters_move():
     assert np.ptp(losses[..., 3:], axis=1).min() > 0
     losses = sample(Two(), data, **settings).losses
     assert np.ptp(losses, axis=1).min() > 0
-
-
-def test_without_gradient_the_weights_are_the_localized_gaussian():
-    """n_beta = 0: variance 1 / (gamma (1 - eps gamma / 4)), from chains centered at equal draw."""
-    probe = Probe(n_beta=0, gamma=2, step_size=0.5)
-    model = nn.Linear(400, 1, bias=False)
-    x = torch.eye(400)
-    trace = sample(
-        model,
-        (x, torch.zeros(400)),
-        probe,
-        loss=lambda output, target: output[..., 0],
-        chains=10,
-        draws=30,
-        burn_in=25,
-    )
-    deviations = trace.losses - model.weight.detach().numpy()[0]
-    variance = (deviations**2).mean(axis=(0, 1))  # one estimate a weight, weights independent
-    error = variance.std() / np.sqrt(400)
-    assert abs(variance.mean() - probe.localization_variance) < 4.4 * error  # false alarm 1e-5
-    assert error < 0.02 * probe.localization_variance
 
 
 def test_a_data_set_samples_like_the_tensors():

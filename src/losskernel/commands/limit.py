@@ -7,7 +7,6 @@ own matter.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,8 @@ from losskernel.gradients.linear_response import (
 from losskernel.gradients.linear_response import gram as gram_matrix
 from losskernel.gradients.per_sample import Gradients
 from losskernel.kernel.control_variate import control_variate_kernel, limit_kernel, normalize
-from losskernel.sampling.probe import Probe
-from losskernel.trace import LossTrace
+from losskernel.sampling.probe import FreeChain, Probe
+from losskernel.trace import LossTrace, settings_attribute
 
 
 def gram(gradients: Path, output: Path, parameters: str = "all") -> None:
@@ -50,7 +49,7 @@ def linear(gradients: Path, displacements: list[Path], output: Path) -> None:
     _save(
         output,
         linear=linear_part(loaded, displacements),
-        probe=np.array([probe.n_beta, probe.gamma, probe.step_size]),
+        probe=settings_attribute(probe.settings),
         inputs_sha256=loaded.inputs_sha256,
         weights_sha256=loaded.weights_sha256,
     )
@@ -67,15 +66,22 @@ def kernel(
     loaded = LossTrace.load(trace)
     matrix = _read(gram, "gram", loaded)
     if linear is None:
-        result = limit_kernel(matrix, Probe(**json.loads(loaded.attributes["probe"])))
+        result = limit_kernel(matrix, Probe.read(loaded.attributes["probe"]))
     else:
         values = _read(linear, "linear", loaded)
         with np.load(linear) as stored:
-            known = limit_kernel(matrix, Probe(*stored["probe"].tolist()))
+            known = limit_kernel(matrix, _probe(stored["probe"]))
         losses = loaded.losses
         draws = min(losses.shape[1], values.shape[1])
         result = control_variate_kernel(losses[:, :draws], values[:, :draws], known, center)
     _save(output, K=result, R=normalize(result))
+
+
+def _probe(stored: np.ndarray) -> Probe | FreeChain:
+    """As :func:`linear` wrote it; earlier versions wrote n_beta, gamma and step size."""
+    if stored.ndim:
+        return Probe.read(dict(zip(("n_beta", "gamma", "step_size"), stored.tolist(), strict=True)))
+    return Probe.read(str(stored))
 
 
 def _read(path: Path, name: str, trace: LossTrace) -> np.ndarray:

@@ -95,7 +95,7 @@ def folder(
     step_size: float | None = None,
     chains: int = 2,
     draws: int = 100,
-    burn_in: int = 20,
+    burn_in: int | None = None,
     batch_size: int = 32,
     eval_batch_size: int = 50,
     device: str = "cpu",
@@ -125,13 +125,13 @@ def folder(
         skip_unreadable: leave out images that cannot be decoded, instead of stopping at the first.
         n_beta: inverse temperature; above 0 adds the gradient of the loss, which costs a backward
             pass a step.
-        gamma: localization, one over the variance of a weight. Without it and the step size a pilot
-            chooses both so that the mean loss rises by 0.1 nats.
-        step_size: of SGLD; goes with gamma.
+        gamma: localization, one over the variance of a weight. Without it a pilot chooses it, and
+            the step size, so that the mean loss rises by 0.1 nats.
+        step_size: of SGLD, for n_beta above 0; goes with gamma.
         chains: independent chains.
         draws: losses recorded a chain, after burn-in; more for a less noisy ranking.
-        burn_in: first draws of a chain, not recorded.
-        batch_size: images a gradient step.
+        burn_in: first steps of a chain, not recorded, for n_beta above 0; 20 if not given.
+        batch_size: images a gradient step, for n_beta above 0.
         eval_batch_size: images a forward pass when losses are recorded.
         device: cpu or cuda.
         k: inputs that are listed as nearest, and as opposed, and vote.
@@ -140,8 +140,9 @@ def folder(
     """
     output_trace = output_trace or output.with_suffix(".nc")
     journal = journal or output.with_suffix(".journal")
-    if (gamma is None) != (step_size is None):
-        raise ConfigError("gamma, step_size: give both, or neither and a pilot chooses them")
+    if gamma is None and step_size is not None:
+        raise ConfigError("step_size: give gamma too, or neither and a pilot chooses them")
+    given = None if gamma is None else Probe(n_beta, gamma, step_size)
     classifier = load_classifier(model, weights, image_size, seed)
     shown = ClassFolders(images, classifier.preprocess, per_class=per_class)
     outputs = _outputs(classifier.model, shown.first(skip_unreadable))
@@ -149,21 +150,20 @@ def folder(
     data = load_images(shown, skip_unreadable)
     _check_neighbors(k, shown)
     options = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "device": device}
-    if gamma is None:
+    probe = given
+    if probe is None:
         pilot = propose_probe(
             classifier.model, data, n_beta, RISE, most_inputs=PILOT_INPUTS, seed=seed, **options
         )
         log.info("pilot: %s", pilot.words)
         probe = pilot.probe
-    else:
-        probe = Probe(n_beta, gamma, step_size)
     trace = sample_losses(
         classifier.model,
         data,
         probe,
         chains=chains,
         draws=draws,
-        burn_in=burn_in,
+        burn_in=(0 if probe.direct else 20) if burn_in is None else burn_in,
         seed=seed,
         journal=journal,
         input_coords={"label": shown.folders, "class": shown.labels, "name": shown.names},

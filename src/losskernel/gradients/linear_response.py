@@ -21,22 +21,20 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from losskernel.errors import TraceError
 from losskernel.files import atomic_path
 from losskernel.gradients.per_sample import Gradients
 from losskernel.progress import bar
-from losskernel.sampling.journal import DISPLACEMENTS
+from losskernel.sampling.journal import DISPLACEMENTS, JournalHead
 from losskernel.sampling.parameters import layout_fingerprint
-from losskernel.sampling.probe import Probe, sgld_step
-from losskernel.seeds import fill_normal
+from losskernel.sampling.probe import FreeChain, Probe, sgld_step
+from losskernel.seeds import fill_draw, fill_normal
 from losskernel.trace import settings_attribute
 
 _STATE = "state.safetensors"
@@ -129,31 +127,32 @@ def linear_part(
     return result * np.concatenate(scales)[:, None, None] * gradients.scale
 
 
-def displacement_probe(folder: str | Path) -> Probe:
-    """The probe whose law stored displacements have.
+def displacement_probe(folder: str | Path) -> Probe | FreeChain:
+    """The probe whose law stored displacements have, or the chain without the loss.
 
     For :func:`losskernel.kernel.control_variate.limit_kernel`.
 
     Args:
-        folder: a journal, or what :func:`write_coupled_displacements` made (then ``n_beta`` is 0).
+        folder: a journal, or what :func:`write_coupled_displacements` made.
 
     Raises:
         TraceError: there is no run in it.
     """
-    return Probe(**_Run.read(Path(folder)).probe)
+    return _Run.read(Path(folder)).probe
 
 
 def write_coupled_displacements(
     journal: str | Path, folder: str | Path, progress: bool = True
 ) -> None:
-    """Displacements of chains without the loss, moved by the very noise of a sampling run.
+    """Displacements that do not feel the loss, moved by the very noise of a sampling run.
 
-    ``x <- (1 - eps gamma / 2) x + sqrt(eps) noise``, from 0, with the run's noise: what the run
-    would be at ``n_beta = 0``. Its law is known
-    (:func:`losskernel.kernel.control_variate.limit_kernel` at ``n_beta = 0``), and sharing the
-    noise makes its linear parts follow the losses of the run. The noise is drawn again from the
-    run's seed, so the run need not have kept displacements. It is drawn on the kind of device that
-    the run used, as generators of other devices draw other numbers; on a GPU it has not been tried.
+    Of chains, ``x <- (1 - eps gamma / 2) x + sqrt(eps) noise``, from 0, with the run's noise
+    (:class:`losskernel.sampling.probe.FreeChain`). Of independent draws, the displacements
+    themselves. Sharing the noise makes the linear parts follow the losses of the run, and their law
+    is known (:func:`losskernel.kernel.control_variate.limit_kernel`). The noise is drawn again from
+    the run's seed, so the run need not have kept displacements. It is drawn on the kind of device
+    that the run used, as generators of other devices draw other numbers; on a GPU it has not been
+    tried.
 
     Args:
         journal: folder of the run's journal.
@@ -171,68 +170,50 @@ def write_coupled_displacements(
         raise TraceError(f"{folder}: is the journal itself; choose another folder")
     run = _Run.read(journal)
     settings = run.settings
-    probe = Probe(**{**run.probe, "n_beta": 0})
-    chain_ids = json.loads(settings["chain_ids"])["ids"]
+    free = run.probe.free
+    chain_ids = run.chain_ids
     device = torch.device(settings.get("noise_device", "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise TraceError(
             f"{journal}: its noise was drawn on a GPU and can be drawn again on one only; run this "
             "where there is one, or use the draws alone"
         )
-    moved = torch.zeros(len(chain_ids), run.parameters, device=device)
-    noise, nothing = torch.empty_like(moved), torch.zeros(1, device=device)
+    shape = len(chain_ids), run.parameters
+    moved, nothing = torch.zeros(shape, device=device), torch.zeros(1, device=device)
+    noise = torch.empty_like(moved)
     generator = torch.Generator(device)
     (folder / _STATE).unlink(missing_ok=True)  # what is there is no longer complete
     with atomic_path(folder / DISPLACEMENTS) as temporary, open(temporary, "wb") as file:
         draws = bar(range(run.draws), "coupled displacements", unit="draw", show=progress)
         done = 0
         for draw in draws:
+            if free.direct:
+                for row, chain in enumerate(chain_ids):
+                    fill_draw(noise[row], generator, settings["seed"], chain, draw)
+                file.write(noise.half().cpu().numpy().tobytes())
+                continue
             steps = settings["burn_in"] + (draw + 1) * settings["steps_per_draw"]
             for step in range(done, steps):
                 for row, chain in enumerate(chain_ids):
                     fill_normal(noise[row], generator, settings["seed"], chain, step)
-                moved = sgld_step(moved, nothing, nothing, noise, probe)
+                moved = sgld_step(moved, nothing, nothing, noise, free)
             done = steps
             file.write((moved * run.scale).half().cpu().numpy().tobytes())
     with atomic_path(folder / "settings.json") as temporary:
-        coupled = {**settings, "probe": settings_attribute(asdict(probe))}
+        coupled = {**settings, "probe": settings_attribute(free.settings)}
         temporary.write_text(json.dumps(coupled, indent=1, sort_keys=True))
     with atomic_path(folder / _STATE) as temporary:
         state = {"draws": torch.tensor(run.draws), "diverged": torch.as_tensor(run.diverged)}
         save_file(state, temporary)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What a journal tells of its run."""
-
-    folder: Path
-    settings: dict
-    probe: dict
-    draws: int
-    diverged: np.ndarray  # (chain,): the draw at which it did, or -1
-    parameters: int  # 0 where the weights to continue from are not kept
-
-    @classmethod
-    def read(cls, folder: Path) -> _Run:
-        try:
-            settings = json.loads((folder / "settings.json").read_text())
-            with safe_open(folder / _STATE, "pt") as file:
-                draws, diverged = int(file.get_tensor("draws")), file.get_tensor("diverged").numpy()
-                weights = "weights" in file.keys()  # noqa: SIM118 - not a dictionary
-                parameters = file.get_slice("weights").get_shape()[1] if weights else 0
-            probe = json.loads(settings["probe"])
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise TraceError(
-                f"{folder}: not the journal of a run with complete draws; sample with "
-                "journal=<folder> or correct the path"
-            ) from error
-        return cls(folder, settings, probe, draws, diverged, parameters)
+class _Run(JournalHead):
+    """A journal whose displacements are read."""
 
     @property
     def scale(self) -> float:
         """What displacements are multiplied with before they are stored."""
-        return (self.probe["gamma"] or 1.0) ** 0.5
+        return (self.probe.gamma or 1.0) ** 0.5
 
     def healthy(self, draws: int) -> np.ndarray:
         """Which chains did not diverge within so many draws, ``(chain,)``."""

@@ -12,15 +12,15 @@ from numpy.typing import ArrayLike
 from losskernel.diagnostics.convergence import shifted
 from losskernel.errors import ConfigError, TraceError
 from losskernel.kernel.covariance import covariance, deviations
-from losskernel.sampling.probe import Probe
+from losskernel.sampling.probe import FreeChain, Probe
 
 
-def limit_kernel(gram: ArrayLike, probe: Probe) -> np.ndarray:
-    r"""``Cov(a_i, a_j)`` in the chain's stationary law, ``(input, input)``: the linear loss kernel.
+def limit_kernel(gram: ArrayLike, probe: Probe | FreeChain) -> np.ndarray:
+    r"""``Cov(a_i, a_j)`` under the probe, ``(input, input)``: the linear loss kernel.
 
     Without the loss (``n_beta = 0``) the displacement is normal with variance ``v``, that of
-    :attr:`losskernel.sampling.probe.Probe.localization_variance`, and the kernel is ``v Gamma``,
-    exactly, with ``Gamma`` the Gram matrix of the gradients.
+    :attr:`losskernel.sampling.probe.Probe.localization_variance` (``1 / gamma`` for independent
+    draws), and the kernel is ``v Gamma``, exactly, with ``Gamma`` the Gram matrix of the gradients.
 
     With it, the mean loss of the n inputs bends the distribution. Its Hessian is taken to be the
     empirical Fisher matrix ``F = G^T G / n`` (rows of G the gradients), an approximation; its
@@ -36,7 +36,7 @@ def limit_kernel(gram: ArrayLike, probe: Probe) -> np.ndarray:
     Args:
         gram: ``Gamma``, from :func:`losskernel.gradients.linear_response.gram`. For ``n_beta > 0``
             of the very inputs whose mean loss drives the chain, and of all perturbed parameters.
-        probe: the settings of the chain.
+        probe: the probe, or the chain without the loss.
 
     Raises:
         ConfigError: ``gamma`` is 0 (there is no stationary law), or a direction has ``eps p >= 4``.
@@ -59,7 +59,7 @@ def limit_kernel(gram: ArrayLike, probe: Probe) -> np.ndarray:
     return (vectors * (eigenvalues * variance)) @ vectors.T
 
 
-def coupled_law(probe: Probe, steps: ArrayLike) -> np.ndarray:
+def coupled_law(probe: Probe | FreeChain, steps: ArrayLike) -> np.ndarray:
     r"""Covariance in time of a coordinate of a coupled displacement, ``(draw, draw)``, weight².
 
     Coupled displacements (:func:`losskernel.gradients.linear_response.write_coupled_displacements`)
@@ -68,13 +68,16 @@ def coupled_law(probe: Probe, steps: ArrayLike) -> np.ndarray:
 
         Cov(x_s, x_t) = rho^|t - s| eps (1 - rho^(2 min(s, t))) / (1 - rho^2),
 
-    for ``gamma = 0`` a random walk, ``eps min(s, t)``. Coordinates are independent.
+    for ``gamma = 0`` a random walk, ``eps min(s, t)``. Coordinates are independent; so are draws of
+    the Gaussian that are made directly.
 
     Args:
         probe: settings of the chain; ``n_beta`` plays no part.
         steps: number of steps before each draw, ``(draw,)``.
     """
     steps = np.asarray(steps, float)
+    if probe.direct:
+        return np.eye(len(steps)) / probe.gamma
     rho = 1 - probe.step_size * probe.gamma / 2
     earlier = np.minimum(steps[:, None], steps)
     if rho == 1:

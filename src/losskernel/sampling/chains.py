@@ -52,19 +52,17 @@ class Lane:
         return (InProcess if self.process else InThread)(worker, self.threads)
 
 
-def update(weights: Tensor, center: Tensor, gradient: Tensor | None, noise: Tensor, probe: Probe):
+def update(weights: Tensor, center: Tensor, gradient: Tensor, noise: Tensor, probe: Probe):
     """:func:`losskernel.sampling.probe.sgld_step` in place: the same operations in the same order.
 
     Args:
         weights: current weights, ``(chain, parameter)``; overwritten by the next ones.
         center: trained weights, ``(parameter,)``.
-        gradient: of the mean minibatch loss, as ``weights``; overwritten. None stands for zeros.
+        gradient: of the mean minibatch loss, as ``weights``; overwritten.
         noise: standard normal draws, as ``weights``; overwritten.
         probe: inverse temperature, localization and step size.
     """
-    drift = (weights - center).mul_(probe.gamma)
-    if gradient is not None:
-        drift.add_(gradient.mul_(probe.n_beta))
+    drift = (weights - center).mul_(probe.gamma).add_(gradient.mul_(probe.n_beta))
     weights.sub_(drift.mul_(probe.step_size / 2)).add_(noise.mul_(math.sqrt(probe.step_size)))
 
 
@@ -87,9 +85,9 @@ class _Worker:
         """Take the SGLD steps ``first`` to ``first + count - 1`` of those chains.
 
         Returns:
-            The minibatch loss before each step, ``(step, chain)``; NaN if none is computed.
+            The minibatch loss before each step, ``(step, chain)``.
         """
-        losses = np.full((count, len(running)), np.nan)
+        losses = np.empty((count, len(running)))
         together = self.engine.together
         places = [slice(None)] if together else [slice(i, i + 1) for i in range(len(running))]
         for place in places:
@@ -99,18 +97,16 @@ class _Worker:
             found = [self._step(weights, chosen, step) for step in range(first, first + count)]
             if together:
                 self.weights[chosen] = weights
-            if self._probe.n_beta > 0:  # fetched once, so that a GPU is not waited for at each step
-                losses[:, place] = torch.stack(found).double().cpu().numpy()
+            # Fetched once, so that a GPU is not waited for at each step.
+            losses[:, place] = torch.stack(found).double().cpu().numpy()
         return losses
 
-    def _step(self, weights: Tensor, chosen: list[int], step: int) -> Tensor | None:
+    def _step(self, weights: Tensor, chosen: list[int], step: int) -> Tensor:
         noise = self._noise[: len(chosen)]
         for row, chain in zip(noise, chosen, strict=True):
             fill_normal(row, self._generator, self._seed, self._ids[chain], step)
-        gradient = loss = None
-        if self._probe.n_beta > 0:  # the Gaussian around the trained weights needs no gradient
-            batches = [self._batch(chain, step) for chain in chosen]
-            gradient, loss = self.engine.gradients(weights, batches)
+        batches = [self._batch(chain, step) for chain in chosen]
+        gradient, loss = self.engine.gradients(weights, batches)
         update(weights, self.engine.center, gradient, noise, self._probe)
         return loss
 

@@ -6,6 +6,10 @@ A journal is a folder with ``settings.json``, the append-only ``losses.f32`` (on
 ``chain x parameter`` a draw) and ``state.safetensors`` (the weights after the last complete draw).
 The state is replaced atomically after its rows are written; rows past it are cut off on resume. So
 a kill at any moment loses at most the draw in flight.
+
+Independent draws have no state to continue from: their journal has neither ``state.safetensors``
+nor ``batch_losses.f64``, its settings tell how long a row is, and the rows that are complete in all
+files count. A kill loses at most the draws in flight.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +27,7 @@ from safetensors.torch import save_file
 
 from losskernel.errors import LossKernelError, TraceError
 from losskernel.files import atomic_path, locked
+from losskernel.sampling.probe import FreeChain, Probe
 
 DISPLACEMENTS = "displacements.f16"
 
@@ -35,6 +41,7 @@ class Journal:
             among them: a finished run can be continued to more draws.
         chains, inputs: shape of a row.
         parameters: length of a displacement; 0 keeps none.
+        direct: whether it is of independent draws, appended by :meth:`extend`.
 
     Raises:
         TraceError: the folder holds a run with other settings, cannot be read, or another process
@@ -43,7 +50,13 @@ class Journal:
     """
 
     def __init__(
-        self, folder: str | Path, settings: dict, chains: int, inputs: int, parameters: int = 0
+        self,
+        folder: str | Path,
+        settings: dict,
+        chains: int,
+        inputs: int,
+        parameters: int = 0,
+        direct: bool = False,
     ):
         self.folder = Path(folder)
         try:
@@ -59,13 +72,20 @@ class Journal:
             for leftover in self.folder.glob(".state.*.safetensors"):
                 leftover.unlink()  # of a process killed while it wrote; as large as the weights
             self._check_settings(json.loads(json.dumps(settings)))
-            self._read_state()
-            self._losses = self._open("losses.f32", 4 * chains * inputs)
-            self._batch_losses = self._open("batch_losses.f64", 8 * chains)
+            rows = {"losses.f32": 4 * chains * inputs}
+            if parameters:
+                rows[DISPLACEMENTS] = 2 * chains * parameters
+            if direct:
+                self.draws = complete_rows(self.folder, {**rows, "seconds.f64": 8})
+                self._batch_losses = None
+            else:
+                self._read_state()
+                self._batch_losses = self._open("batch_losses.f64", 8 * chains)
+            self._losses = self._open("losses.f32", rows["losses.f32"])
             self._seconds = self._open_seconds()
             self._displacements = None
             if parameters:
-                self._displacements = self._open(DISPLACEMENTS, 2 * chains * parameters)
+                self._displacements = self._open(DISPLACEMENTS, rows[DISPLACEMENTS])
             stack.pop_all()  # opened: the lock is kept until close() or the end of the process
 
     def _check_settings(self, settings: dict) -> None:
@@ -131,14 +151,8 @@ class Journal:
 
         ``seconds`` is the time it took. A draw that a kill cut short is made again and counts once.
         """
-        try:
-            if self._displacements is not None:
-                _write(self._displacements, displacements.half().cpu().numpy().tobytes())
-            _write(self._losses, np.ascontiguousarray(losses, np.float32).tobytes())
-            _write(self._batch_losses, np.ascontiguousarray(batch_losses, np.float64).tobytes())
-            _write(self._seconds, np.float64(seconds).tobytes())
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
+        self._write(losses, np.float64(seconds), displacements)
+        self._rows(self._batch_losses, batch_losses, np.float64)
         state = {
             "weights": weights.cpu().contiguous(),
             "diverged": torch.as_tensor(diverged),
@@ -149,11 +163,39 @@ class Journal:
             save_file(state, temporary)
         self.draws += 1
 
+    def extend(
+        self, losses: np.ndarray, displacements: np.ndarray | None, seconds: np.ndarray
+    ) -> None:
+        """Record independent draws: losses ``(draw, chain, input)``, and what :meth:`append` does.
+
+        Args:
+            displacements: ``(draw, chain, parameter)``, if they are kept.
+            seconds: ``(draw,)``.
+        """
+        self._write(losses, seconds, displacements)
+        self.draws += len(losses)
+
+    def _write(self, losses: np.ndarray, seconds: np.ndarray, displacements) -> None:
+        if self._displacements is not None:
+            self._rows(self._displacements, displacements, np.float16)
+        self._rows(self._losses, losses, np.float32)
+        self._rows(self._seconds, seconds, np.float64)
+
+    def _rows(self, file, values, dtype: type) -> None:
+        try:
+            view = memoryview(np.ascontiguousarray(values, dtype).tobytes())
+            while view:
+                view = view[file.write(view) :]
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+
     def read(self, draws: int) -> tuple[np.ndarray, np.ndarray]:
         """First ``draws`` rows: losses ``(chain, draw, input)``, batch losses ``(chain, draw)``."""
         shape = (draws, self._chains, self._inputs)
         losses = np.fromfile(self.folder / "losses.f32", np.float32, int(np.prod(shape)))
-        batch = np.fromfile(self.folder / "batch_losses.f64", np.float64, draws * self._chains)
+        batch = np.full(draws * self._chains, np.nan)  # independent draws have none
+        if self._batch_losses is not None:
+            batch = np.fromfile(self.folder / "batch_losses.f64", np.float64, len(batch))
         return (
             losses.reshape(shape).swapaxes(0, 1).copy(),
             batch.reshape(draws, self._chains).T.copy(),
@@ -171,10 +213,78 @@ class Journal:
                 file.close()
 
 
-def _write(file, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
+def complete_rows(folder: Path, row_bytes: dict[str, int]) -> int:
+    """How many rows are complete in all of these files; 0 if one is missing."""
+    paths = {folder / name: size for name, size in row_bytes.items()}
+    return min(path.stat().st_size // size if path.exists() else 0 for path, size in paths.items())
+
+
+@dataclass(frozen=True)
+class JournalHead:
+    """What a journal holds, read without opening it for writing, also while a run goes on.
+
+    Attributes:
+        folder: where it is.
+        settings: of the run.
+        probe: its probe distribution.
+        chain_ids: numbers of its chains.
+        draws: how many are complete.
+        diverged: draw at which a chain diverged, or -1, ``(chain,)``.
+        inputs, parameters: lengths of a chain's row of losses and of weights; None where it is not
+            told.
+    """
+
+    folder: Path
+    settings: dict
+    probe: Probe | FreeChain
+    chain_ids: list[int]
+    draws: int
+    diverged: np.ndarray
+    inputs: int | None
+    parameters: int | None
+
+    @classmethod
+    def read(cls, folder: str | Path):
+        """Raises a TraceError if the folder is no journal, or holds no complete draw."""
+        folder = Path(folder)
+        try:
+            settings = json.loads((folder / "settings.json").read_text())
+            probe = Probe.read(settings["probe"])
+            chain_ids = json.loads(settings["chain_ids"])["ids"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TraceError(
+                f"{folder}: not the journal of a sampling run; correct the path"
+            ) from error
+        if (folder / "state.safetensors").exists():
+            draws, diverged, inputs, parameters = _read_state(folder)
+        else:
+            draws, diverged = 0, np.full(len(chain_ids), -1)
+            inputs, parameters = settings.get("inputs"), settings.get("parameter_count")
+            if inputs is not None:
+                rows = {"losses.f32": 4 * len(chain_ids) * inputs, "seconds.f64": 8}
+                draws = complete_rows(folder, rows)
+        if not draws:
+            raise TraceError(
+                f"{folder}: no complete draw yet; try again when the run is past its burn-in"
+            )
+        return cls(folder, settings, probe, chain_ids, draws, diverged, inputs, parameters)
+
+
+def _read_state(folder: Path) -> tuple[int, np.ndarray, int | None, int | None]:
+    """Draws, where chains diverged, inputs and parameters, from the state after the last draw."""
+    try:
+        with safe_open(folder / "state.safetensors", "pt") as file:
+            held = file.keys()
+            inputs = int(file.get_tensor("inputs")) if "inputs" in held else None
+            parameters = file.get_slice("weights").get_shape()[1] if "weights" in held else None
+            return (
+                int(file.get_tensor("draws")),
+                file.get_tensor("diverged").numpy(),
+                inputs,
+                parameters,
+            )
+    except (OSError, SafetensorError) as error:
+        raise TraceError(f"{folder}: unreadable as a journal ({error})") from error
 
 
 def _unwritable(folder: Path, error: OSError) -> LossKernelError:

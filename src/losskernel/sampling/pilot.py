@@ -111,7 +111,8 @@ def propose_probe(
     for name, value in {"directions": directions, "chains": chains}.items():
         if value < 2:
             raise ConfigError(f"pilot: {name} = {value} must be at least 2, for a standard error")
-    Probe(n_beta, 0, 1)  # refuses what no probe can have
+    if not (math.isfinite(n_beta) and n_beta >= 0):
+        raise ConfigError(f"pilot: n_beta = {n_beta} must be a finite number >= 0")
     source = Inputs(data if probe_data is None else probe_data, device)
     count = min(most_inputs, len(source))
     chosen = numpy_generator(seed, "order").choice(len(source), count, replace=False)
@@ -140,7 +141,7 @@ def propose_probe(
     start = 100 / size if size > 0 else 1.0  # a perturbation of a tenth of the weights
     gamma, *found = _solve(gaussian, target, start, 1e12)
     if n_beta == 0:
-        probe = _Bounds(0.0, 0.0, 0.0).probe(gamma)
+        probe = Probe(gamma=gamma)
         return Pilot(probe, initial, target, *found, 0.0, 0.0, _said(probe, initial, target, found))
     train = Inputs(data, device)
     weights = perturbed(runner.center, gamma, seed)
@@ -194,9 +195,10 @@ def propose_probe(
 
 
 def _said(probe: Probe, initial: float, target: float, found: Sequence[float]) -> str:
+    step = " raises" if probe.direct else f" and step_size = {probe.step_size:.3g} raise"
     words = (
-        f"gamma = {probe.gamma:.3g} and step_size = {probe.step_size:.3g} raise the mean loss from "
-        f"{initial:.4g} by {found[0]:.3g} ± {found[1]:.1g} (target {target:.3g})."
+        f"gamma = {probe.gamma:.3g}{step} the mean loss from {initial:.4g} by {found[0]:.3g} "
+        f"± {found[1]:.1g} (target {target:.3g})."
     )
     if abs(found[0] - target) > 2 * _TOLERANCE * target:
         words += " The target is not met: the loss jumps there, or the search ended before it."

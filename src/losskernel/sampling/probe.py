@@ -1,18 +1,20 @@
-r"""The probe distribution and the step of the chain that samples it.
+r"""The probe distribution, and the step of the chain that samples it where it cannot be drawn.
 
 The probe distribution is the tempered posterior, localized at the trained weights ``w*``
 (Adam, Furman and Hoogland 2025, arXiv:2509.26537, Section 2; Lau et al. 2023, arXiv:2308.12108)::
 
     p(w | D)  \propto  exp(-n_beta * L_n(w)) * N(w | w*, I / gamma)
 
-with ``L_n`` the mean loss over the data. Stochastic gradient Langevin dynamics (Welling and Teh
-2011) samples it with minibatch gradients::
+with ``L_n`` the mean loss over the data. With ``n_beta = 0`` it is the Gaussian
+``N(w*, I / gamma)``, which is drawn directly. Else stochastic gradient Langevin dynamics (Welling
+and Teh 2011) samples it with minibatch gradients::
 
     w  <-  w - (eps / 2) * (n_beta * grad L_batch(w) + gamma * (w - w*)) + N(0, eps * I)
 """
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -25,50 +27,135 @@ if TYPE_CHECKING:  # who reads a probe from a file does without torch
 
 @dataclass(frozen=True)
 class Probe:
-    """Settings of the probe distribution and of its sampler.
+    """Settings of the probe distribution and, with ``n_beta > 0``, of its sampler.
+
+    ``Probe(gamma=1e6)`` is the Gaussian ``N(w*, I / gamma)``, drawn independently, without chains.
 
     Args:
         n_beta: inverse temperature times the number of data points; weight of the mean loss.
             0 leaves the Gaussian ``N(w*, I / gamma)``.
         gamma: localization, in 1 / weight². Larger keeps the weights closer to ``w*``; the standard
             deviation of a weight that the loss does not feel is ``gamma ** -0.5``.
-        step_size: the step size eps of SGLD, in weight².
+        step_size: the step size eps of SGLD, in weight². For ``n_beta > 0`` alone.
 
     Raises:
-        ConfigError: a value is negative or not finite, the step size is 0, or
+        ConfigError: a value is negative or not finite; ``n_beta = 0`` with a step size or without
+            localization; ``n_beta > 0`` with a step size that is missing or 0, or with
             ``eps * gamma >= 4``, where the chain is unstable even without a gradient.
     """
 
-    n_beta: float
-    gamma: float
-    step_size: float
+    n_beta: float = 0.0
+    gamma: float = math.nan
+    step_size: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name, value in self.settings.items():
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"probe: {name} = {value} must be a finite number >= 0")
-        if self.step_size == 0:
-            raise ConfigError("probe: step_size = 0 never moves the weights; choose it above 0")
-        if self.step_size * self.gamma >= 4:
-            raise ConfigError(
-                f"probe: step_size * gamma = {self.step_size * self.gamma:g} makes the chain "
-                "unstable; keep it below 4 (below 0.5 for a small bias)"
-            )
+        if self.direct:
+            if self.step_size is not None:
+                raise ConfigError(
+                    f"probe: step_size = {self.step_size:g} has no meaning with n_beta = 0: the "
+                    "Gaussian N(w*, I / gamma) is drawn directly, without steps; leave it out"
+                )
+            if self.gamma == 0:
+                raise ConfigError("probe: gamma = 0 with n_beta = 0 is no distribution; raise it")
+            return
+        _check_step(self.gamma, self.step_size)
+
+    @classmethod
+    def read(cls, settings: str | dict) -> Probe | FreeChain:
+        """The probe of a trace or journal, from its attribute ``probe`` or what that holds.
+
+        Traces from before the Gaussian was drawn directly have a step size with ``n_beta = 0``:
+        they were sampled by a chain, and are a :class:`FreeChain`.
+        """
+        if isinstance(settings, str):
+            settings = json.loads(settings)
+        if settings["n_beta"] == 0 and settings.get("step_size") is not None:
+            return FreeChain(settings["gamma"], settings["step_size"])
+        return cls(**settings)
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The values by name, without a step size where there is none."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def direct(self) -> bool:
+        """Whether it is drawn directly: the Gaussian."""
+        return self.n_beta == 0
+
+    @property
+    def free(self) -> Probe | FreeChain:
+        """The law of a weight that the loss does not feel; the probe itself if it is Gaussian."""
+        return self if self.direct else FreeChain(self.gamma, self.step_size)
 
     @property
     def localization_variance(self) -> float:
-        r"""Stationary variance of a weight that the loss does not feel, in weight².
+        """Variance of a weight that the loss does not feel, in weight²: see :attr:`free`."""
+        return 1 / self.gamma if self.direct else self.free.localization_variance
+
+
+@dataclass(frozen=True)
+class FreeChain:
+    """A chain of SGLD that does not feel the loss: how a trace of an earlier version with
+    ``n_beta = 0`` was sampled, and the law of coupled displacements
+    (:func:`losskernel.gradients.linear_response.write_coupled_displacements`).
+
+    Args:
+        gamma, step_size: as for :class:`Probe`.
+    """
+
+    gamma: float
+    step_size: float
+    n_beta = 0.0
+    direct = False
+
+    def __post_init__(self) -> None:
+        _check_step(self.gamma, self.step_size)
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The values by name, as :meth:`Probe.read` takes them."""
+        return {"n_beta": 0.0, **asdict(self)}
+
+    @property
+    def free(self) -> FreeChain:
+        """Itself."""
+        return self
+
+    @property
+    def localization_variance(self) -> float:
+        r"""Stationary variance of a weight, in weight².
 
         The discretized chain ``x <- (1 - eps*gamma/2) x + N(0, eps)`` has variance
-        ``1 / (gamma * (1 - eps*gamma/4))``: that of the probe distribution, ``1/gamma``, times a
-        step-size bias. Infinite for ``gamma = 0``, where the chain is a random walk.
+        ``1 / (gamma * (1 - eps*gamma/4))``: that of the Gaussian, ``1/gamma``, times a step-size
+        bias. Infinite for ``gamma = 0``, where the chain is a random walk.
         """
         if self.gamma == 0:
             return math.inf
         return 1 / (self.gamma * (1 - self.step_size * self.gamma / 4))
 
 
-def sgld_step(weights: Tensor, center: Tensor, gradient: Tensor, noise: Tensor, probe: Probe):
+def _check_step(gamma: float, step_size: float | None) -> None:
+    if step_size is None:
+        raise ConfigError(
+            "probe: n_beta > 0 is sampled by steps of SGLD: give step_size, or leave n_beta out "
+            "for the Gaussian N(w*, I / gamma); losskernel.propose_probe proposes one"
+        )
+    if step_size == 0:
+        raise ConfigError("probe: step_size = 0 never moves the weights; choose it above 0")
+    if step_size * gamma >= 4:
+        raise ConfigError(
+            f"probe: step_size * gamma = {step_size * gamma:g} makes the chain "
+            "unstable; keep it below 4 (below 0.5 for a small bias)"
+        )
+
+
+def sgld_step(
+    weights: Tensor, center: Tensor, gradient: Tensor, noise: Tensor, probe: Probe | FreeChain
+):
     """One SGLD step, a pure function of its arguments.
 
     Args:

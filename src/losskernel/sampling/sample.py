@@ -1,21 +1,22 @@
-"""Sampling the probe distribution: chains of SGLD around trained weights, into a loss trace."""
+"""Sampling the probe distribution, by independent draws or chains of SGLD, into a loss trace."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from losskernel.errors import ConfigError
+from losskernel.errors import ConfigError, DataError
 from losskernel.progress import bar
 from losskernel.sampling.chains import Chains, DivergenceError, Lane
+from losskernel.sampling.draws import Draws, draws_at_once, has_convolutions
 from losskernel.sampling.engines import (
     SMALL,
     SMALL_ON_CPU,
@@ -28,7 +29,7 @@ from losskernel.sampling.fingerprints import loss_fingerprint
 from losskernel.sampling.inputs import Inputs, fingerprint, state_fingerprint
 from losskernel.sampling.journal import Journal
 from losskernel.sampling.parameters import layout_fingerprint, select_parameters
-from losskernel.sampling.probe import Probe
+from losskernel.sampling.probe import FreeChain, Probe
 from losskernel.sampling.runners import can_fork
 from losskernel.trace import LossTrace, settings_attribute
 
@@ -56,7 +57,7 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 
 def sample_losses(
     model: nn.Module,
-    data: Data,
+    data: Data | None,
     probe: Probe,
     *,
     loss: LossPerInput = cross_entropy,
@@ -84,22 +85,26 @@ def sample_losses(
 ) -> LossTrace:
     """Sample weights around ``model``'s and record the loss of every probe input at every draw.
 
-    Runs chains of :func:`losskernel.sampling.probe.sgld_step` from the model's current weights. The
-    model is copied and the copy put in evaluation mode (dropout off, batch-norm statistics frozen);
-    the caller's model is not changed.
+    With ``n_beta = 0`` the draws are independent, ``w = w* + gamma^-1/2 z``: no step, no gradient,
+    no burn-in; z depends on the seed and the numbers of chain and draw alone, and is the same for
+    every gamma. Else chains of :func:`losskernel.sampling.probe.sgld_step` run from the model's
+    current weights. The model is copied and the copy put in evaluation mode (dropout off,
+    batch-norm statistics frozen); the caller's model is not changed.
 
     Args:
         model: the trained network; called as ``model(inputs)``.
         data: what the minibatch gradients come from: ``(inputs, targets)`` tensors or a map-style
-            data set of such pairs.
-        probe: inverse temperature, localization and step size.
+            data set of such pairs. None if there are ``probe_data`` and ``n_beta = 0``.
+        probe: localization and, for chains, inverse temperature and step size.
         loss: ``loss(output, target)`` returning one value per input, ``(batch,)``.
         probe_data: the inputs whose losses are recorded; ``data`` itself if not given.
-        chains: number of independent chains.
+        chains: number of independent chains; of independent draws, of groups of draws, which are
+            as good as one.
         draws: recorded draws a chain.
-        burn_in: steps before the first draw, not recorded.
+        burn_in: steps of a chain before the first draw, not recorded.
         steps_per_draw: SGLD steps from one draw to the next.
-        batch_size: inputs a minibatch, drawn without replacement (at most all of ``data``).
+        batch_size: inputs a minibatch of a chain, drawn without replacement (at most all of
+            ``data``).
         eval_batch_size: probe inputs evaluated at once; bounds memory.
         parameters: which parameters are perturbed; see
             :func:`losskernel.sampling.parameters.select_parameters`.
@@ -112,19 +117,22 @@ def sample_losses(
         input_coords: per-input arrays (labels, names) to keep with the trace.
         loss_bound: a chain whose mean probe loss exceeds it counts as diverged; non-finite losses
             always do. A diverged chain stops, the others go on, and its losses are NaN from there.
-        journal: folder in which every draw is saved as it is made; call again with the same
-            arguments to continue after a kill, or with more ``draws`` to extend.
+            An independent draw beyond it is an error: without it the others would be biased.
+        journal: folder in which draws are saved as they are made; call again with the same
+            arguments to continue after a kill, or with more ``draws`` to extend. A kill loses the
+            draw that is made, or the at most 16 of a chain that are made together.
         displacements: keep ``sqrt(gamma) (w - w*)`` of every draw in the journal as float16, two
             bytes a parameter and draw, for :mod:`losskernel.gradients.linear_response`.
         device: where to compute; several, such as ``["cuda:0", "cuda:1"]``, share the chains.
         engine, compiled, precision: see :func:`losskernel.sampling.engines.make_engine`.
         eval_precision: of the recorded losses alone, where it is not ``precision``.
-        workers: chains that a CPU runs at once, each with an equal share of PyTorch's threads: in
-            forked processes where that share is one thread, on Linux without a GPU, else in threads
-            of this process. By default one a thread for a model of 20,000 to 2 million perturbed
-            parameters with the sequential engine and data in memory: two chains side by side are
-            faster than two threads on each of its small products. Otherwise 1. The default does
-            not look at the number of chains, for a chain's draws must not depend on its company.
+        workers: chains or draws that a CPU makes at once, each with an equal share of PyTorch's
+            threads: in forked processes where that share is one thread, on Linux without a GPU,
+            else in threads of this process. By default one a thread for a model of up to 2 million
+            perturbed parameters and data in memory: two chains side by side are faster than two
+            threads on each of its small products. Otherwise 1, and for chains of less than 20,000
+            parameters, which one pass moves together. The default does not look at the number of
+            chains, for a chain's draws must not depend on its company.
         progress: show a progress bar.
 
     Returns:
@@ -133,11 +141,17 @@ def sample_losses(
     Raises:
         ConfigError: a count is below 1, the burn-in or the seed negative, a chain number repeated,
             ``parameters`` selects nothing, displacements are to be kept without a journal, there
-            are to be several workers on a GPU, or TF32 for gradients or losses alone on several.
-        DataError: the data are empty or the loss has the wrong shape.
+            are to be several workers on a GPU, or TF32 for gradients or losses alone on several;
+            independent draws are given a burn-in or steps.
+        DataError: the data are empty or missing, or the loss has the wrong shape.
         TraceError: the journal belongs to a run with other settings.
-        DivergenceError: every chain diverged.
+        DivergenceError: every chain diverged, or a loss of an independent draw is not finite.
     """
+    _check_sampler(probe, burn_in, steps_per_draw)
+    if probe.direct and probe_data is not None:
+        data, probe_data = probe_data, None
+    if data is None:
+        raise DataError("data: None; give (inputs, targets), or probe_data alone if n_beta = 0")
     for name, value in {
         "chains": chains,
         "draws": draws,
@@ -165,63 +179,65 @@ def sample_losses(
             probe_data,
             devices,
             workers,
-            len(chain_ids),
+            len(chain_ids) * (draws if probe.direct else 1),
             engine,
             compiled,
             precision,
             eval_precision or precision,
+            probe.direct,
         )
-        probe_inputs, data_size = lanes[0].probe_inputs, len(lanes[0].data)
-        batch_size = min(batch_size, data_size)
-        chain = Chains(lanes, probe, batch_size, eval_batch_size, seed, chain_ids)
-        stack.callback(chain.close)
-        initial_loss = chain.initial_losses()
+        probe_inputs, first = lanes[0].probe_inputs, lanes[0].engine
+        kept = first.layout.size if displacements else 0
+        sampler: Draws | Chains
+        if probe.direct:
+            bound = (loss_bound, displacements)
+            sampler = Draws(lanes, probe.gamma, eval_batch_size, seed, chain_ids, *bound)
+            of_sampler = {
+                "draws_at_once": draws_at_once(first),
+                "inputs": len(probe_inputs),
+                "parameter_count": first.layout.size,
+            }
+        else:
+            batch_size = min(batch_size, len(lanes[0].data))
+            sampler = Chains(lanes, probe, batch_size, eval_batch_size, seed, chain_ids)
+            of_sampler = {
+                "data_size": len(lanes[0].data),
+                "burn_in": burn_in,
+                "steps_per_draw": steps_per_draw,
+                "batch_size": batch_size,
+            }
+        stack.callback(sampler.close)
+        initial_loss = sampler.initial_losses()
         if not np.isfinite(initial_loss).all():
             count = int((~np.isfinite(initial_loss)).sum())
             raise DivergenceError(
                 f"model: the loss of {count} inputs is not finite at the trained weights; "
                 "check the weights, the inputs and their preprocessing"
             )
-        layout = lanes[0].engine.layout
         settings = {
-            "probe": settings_attribute(asdict(probe)),
+            "probe": settings_attribute(probe.settings),
             "parameters": settings_attribute({"names": names}),
-            "parameters_layout": layout_fingerprint(layout.shapes, layout.strides),
+            "parameters_layout": layout_fingerprint(first.layout.shapes, first.layout.strides),
             "weights_sha256": state_fingerprint(model),
             "inputs_sha256": probe_inputs.fingerprint(),
-            "data_size": data_size,
-            "burn_in": burn_in,
-            "steps_per_draw": steps_per_draw,
-            "batch_size": batch_size,
+            **of_sampler,
             "seed": seed,
             "chain_ids": settings_attribute({"ids": chain_ids}),
-            "engine": type(lanes[0].engine).__name__,
+            "engine": type(first).__name__,
             "precision": precision,
             **_unusual(loss, precision, eval_precision or precision, devices),
             **_beside(model, lanes[0], probe_data is not None),
             "loss_bound": float("inf") if loss_bound is None else float(loss_bound),
         }
-        kept = layout.size if displacements else 0
-        record = _Record(journal, settings, len(chain_ids), len(probe_inputs), draws, kept)
+        shape = len(chain_ids), draws, len(probe_inputs)
+        record = _Record(journal, settings, shape, kept, probe.direct)
         stack.callback(record.close)
         resumed_at = min(record.done, draws)
-        started = time.perf_counter()
-        if record.weights is not None:
-            steps = burn_in + record.done * steps_per_draw
-            chain.restore(record.weights, steps, record.diverged)
-        elif burn_in:
-            for _ in bar(range(burn_in), "burn-in", unit="step", show=progress):
-                chain.step()
-        done = min(record.done, draws)
-        with bar(None, "draws", total=draws, initial=done, unit="draw", show=progress) as shown:
-            while record.done < draws:
-                losses, batch_loss = chain.draw(steps_per_draw, record.done, loss_bound)
-                # A draw's time ends before it is saved; the next one's includes the saving.
-                started, seconds = time.perf_counter(), time.perf_counter() - started
-                record.append(losses, batch_loss, chain, seconds)
-                shown.update()
-                if np.isfinite(losses).any():
-                    shown.set_postfix(mean_loss=f"{np.nanmean(losses):.4g}", refresh=False)
+        with bar(None, "draws", total=draws, initial=resumed_at, unit="draw", show=progress) as at:
+            if isinstance(sampler, Draws):
+                _draw(sampler, record, draws, at)
+            else:
+                _run(sampler, record, draws, burn_in, steps_per_draw, loss_bound, at)
         losses, batch_losses = record.read(draws)
         seconds = record.seconds(draws)
     return LossTrace.build(
@@ -241,6 +257,57 @@ def sample_losses(
             "resumed_draws": resumed_at,
         },
     )
+
+
+def _check_sampler(probe: Probe, burn_in: int, steps_per_draw: int) -> None:
+    if isinstance(probe, FreeChain):
+        raise ConfigError(
+            "probe: n_beta = 0 is no longer sampled by a chain; pass Probe(gamma=...), which draws "
+            "N(w*, I / gamma) directly"
+        )
+    for name, value, none in (("burn_in", burn_in, 0), ("steps_per_draw", steps_per_draw, 1)):
+        if probe.direct and value != none:
+            raise ConfigError(
+                f"sampling: {name} = {value} has no meaning with n_beta = 0: the draws are "
+                "independent and take no steps; leave it out"
+            )
+
+
+def _draw(sampler: Draws, record: _Record, draws: int, progress: tqdm) -> None:
+    """Make the independent draws that are missing."""
+    started = time.perf_counter()
+    for losses, moved in sampler.between(record.done, draws):
+        # The time of draws ends before they are saved; that of the next includes the saving.
+        started, seconds = time.perf_counter(), time.perf_counter() - started
+        record.extend(losses, moved, np.full(len(losses), seconds / len(losses)))
+        progress.update(len(losses))
+        progress.set_postfix(mean_loss=f"{losses.mean():.4g}", refresh=False)
+
+
+def _run(
+    sampler: Chains,
+    record: _Record,
+    draws: int,
+    burn_in: int,
+    steps_per_draw: int,
+    loss_bound: float | None,
+    progress: tqdm,
+) -> None:
+    """Run the chains on, from their start or from where a journal ends."""
+    started = time.perf_counter()
+    if record.weights is not None:
+        steps = burn_in + record.done * steps_per_draw
+        sampler.restore(record.weights, steps, record.diverged)
+    elif burn_in:
+        for _ in bar(range(burn_in), "burn-in", unit="step", show=not progress.disable):
+            sampler.step()
+    while record.done < draws:
+        losses, batch_loss = sampler.draw(steps_per_draw, record.done, loss_bound)
+        started, seconds = time.perf_counter(), time.perf_counter() - started
+        record.append(losses, batch_loss, sampler, seconds)
+        progress.update()
+        if np.isfinite(losses).any():
+            progress.set_postfix(mean_loss=f"{np.nanmean(losses):.4g}", refresh=False)
 
 
 def _unusual(
@@ -283,13 +350,19 @@ def _lanes(
     probe_data: Data | None,
     devices: list,
     workers: int | None,
-    chains: int,
+    most: int,
     engine: str,
     compiled: bool,
     precision: str,
     eval_precision: str,
+    direct: bool,
 ) -> list[Lane]:
-    """One lane a device, or ``workers`` lanes of one CPU that read the same inputs."""
+    """One lane a device, or ``workers`` lanes of one CPU that read the same inputs.
+
+    Args:
+        most: lanes that there is work for.
+        direct: whether they make independent draws.
+    """
     if not devices:
         raise ConfigError("sampling: device = [] names no device")
     kinds = {torch.device(device).type for device in devices}
@@ -298,6 +371,8 @@ def _lanes(
             f"sampling: workers = {workers} must be at least 1, and 1 on a GPU or on several "
             "devices, which share the chains themselves"
         )
+    if direct and engine == "auto" and kinds == {"cpu"} and has_convolutions(problem[0]):
+        engine = "sequential"
     lanes = []
     for device in devices:
         inputs = Inputs(data, device)
@@ -318,12 +393,13 @@ def _lanes(
                 "eval_precision: TF32 is on or off for all GPUs of a process at once; run one job "
                 "a GPU with its own chain_ids"
             )
-        return lanes[:chains]
+        return lanes[:most]
     if workers is None:
         side_by_side = (
             kinds == {"cpu"}
-            and isinstance(runner, SequentialEngine)
-            and SMALL_ON_CPU < runner.layout.size <= SMALL
+            and (direct or isinstance(runner, SequentialEngine))
+            and (direct or SMALL_ON_CPU < runner.layout.size)
+            and runner.layout.size <= SMALL
             and inputs.in_memory
             and probe_inputs.in_memory
         )
@@ -333,12 +409,12 @@ def _lanes(
     threads = max(1, torch.get_num_threads() // workers)
     if can_fork() and threads == 1:
         # Compiled and traced once; every process has its own copy.
-        return [Lane(runner, inputs, probe_inputs, 1, process=True)] * min(workers, chains)
+        return [Lane(runner, inputs, probe_inputs, 1, process=True)] * min(workers, most)
     runners = [runner] + [
         make_engine(
             runner.kind, *problem, example, device, compiled, precision, None, eval_precision
         )
-        for _ in range(1, min(workers, chains))
+        for _ in range(1, min(workers, most))
     ]
     return [Lane(runner, inputs, probe_inputs, threads) for runner in runners]
 
@@ -346,19 +422,22 @@ def _lanes(
 class _Record:
     """Where draws go: a journal on disk, or arrays in memory."""
 
-    def __init__(self, folder, settings: dict, chains: int, inputs: int, draws: int, kept: int):
+    def __init__(
+        self, folder, settings: dict, shape: tuple[int, int, int], kept: int, direct: bool
+    ):
+        chains, draws, inputs = shape
         self._journal = None
         self._kept = kept  # length of a displacement, 0 to keep none
         self.weights, self.done, self.diverged = None, 0, np.full(chains, -1)
         if folder is not None:
             if kept:
                 settings = {**settings, "displacements": "float16"}
-            self._journal = Journal(folder, settings, chains, inputs, kept)
+            self._journal = Journal(folder, settings, chains, inputs, kept, direct)
             self.weights, self.done = self._journal.weights, self._journal.draws
             self.diverged = self._journal.diverged
         else:
-            self._losses = np.empty((chains, draws, inputs), np.float32)
-            self._batch_losses = np.empty((chains, draws))
+            self._losses = np.empty(shape, np.float32)
+            self._batch_losses = np.full((chains, draws), np.nan)
             self._seconds = np.empty(draws)
 
     def append(
@@ -373,6 +452,18 @@ class _Record:
             self._batch_losses[:, self.done] = batch_loss
             self._seconds[self.done] = seconds
         self.done += 1
+
+    def extend(
+        self, losses: np.ndarray, displacements: np.ndarray | None, seconds: np.ndarray
+    ) -> None:
+        """Add independent draws: losses ``(draw, chain, input)``."""
+        if self._journal is not None:
+            self._journal.extend(losses, displacements, seconds)
+        else:
+            rows = slice(self.done, self.done + len(losses))
+            self._losses[:, rows] = losses.swapaxes(0, 1)
+            self._seconds[rows] = seconds
+        self.done += len(losses)
 
     def read(self, draws: int) -> tuple[np.ndarray, np.ndarray]:
         if self._journal is not None:

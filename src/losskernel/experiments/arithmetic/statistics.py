@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from losskernel.data.arithmetic import ADDITION, DIVISION
@@ -34,8 +32,7 @@ SCORES = {
 
 def estimate(trace: LossTrace, limit: np.ndarray) -> tuple[np.ndarray, float]:
     """K with its control variate, and the noise floor of its normalized form."""
-    probe = json.loads(trace.attributes["probe"])
-    known = limit_kernel(limit, Probe(**{**probe, "n_beta": 0}))
+    known = limit_kernel(limit, Probe.read(trace.attributes["probe"]).free)
     linear = trace.dataset["linear"].values[~trace.diverged]
     kernel = control_variate_kernel(trace.losses, linear, known)
     null = control_variate_null(trace.losses, linear, kernel, seed=0)

@@ -86,8 +86,8 @@ class Checkpoint:
         key = {"network": self.network, "step": self.step}
         for rule, name in SAMPLED.items():
             trace = self.traces[rule]
-            probe = Probe(**json.loads(trace.attributes["probe"]))
-            known = limit_kernel(self.gram, Probe(0, probe.gamma, probe.step_size))
+            probe = Probe.read(trace.attributes["probe"])
+            known = limit_kernel(self.gram, probe.free)
             linear = trace.dataset["linear"].values[~trace.diverged]
             coefficient = best_coefficient(trace.losses, linear)
             draws = Draws(trace.losses, coefficient * linear, coefficient**2 * known)

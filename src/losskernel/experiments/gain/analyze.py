@@ -7,9 +7,7 @@ variate, tells how far that holds. For a trace without such a run its second hal
 
 from __future__ import annotations
 
-import json
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +122,9 @@ def measure(
         kind, long_run = RUN, LossTrace.load(reference).losses
     with np.load(limit) as stored:
         matrix = stored["gram"]
-    probe = Probe(**json.loads(loaded.attributes["probe"]))
-    # The law of the chain without the loss, which the coupled linear parts have exactly.
-    known = limit_kernel(matrix, Probe(**asdict(probe) | {"n_beta": 0}))
+    probe = Probe.read(loaded.attributes["probe"])
+    # The law of the displacements without the loss, which the coupled linear parts have exactly.
+    known = limit_kernel(matrix, probe.free)
     total, blocks = losses.shape[0] * losses.shape[1], settings["blocks"]
     counts = [count for count in settings["counts"] if count < total] + [total]
     slope, slope_error = limit_slope(losses, known, blocks)

@@ -189,7 +189,7 @@ def _settings(traces: list[LossTrace], discard: int, limit: Path | None) -> list
         told = trace.attributes
         probe, kept = json.loads(told["probe"]), slice(discard, fewest)
         draws = {ALONE: Draws(trace.losses[:, kept])}
-        free = Probe(**{**probe, "n_beta": 0})
+        free = Probe.read(probe).free
         steps = told["burn_in"] + told["steps_per_draw"] * np.arange(1, fewest + 1)
         # At low gamma a run is over before it is stationary: its own law is what is known of it.
         law = coupled_law(free, steps[kept]) / free.localization_variance

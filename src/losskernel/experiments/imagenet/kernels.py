@@ -111,5 +111,5 @@ def _draws(trace: LossTrace, limit: Path | None) -> Draws:
                     "and one set of images"
                 )
         # The chain is stationary, and long against its relaxation.
-        known = limit_kernel(stored["gram"], Probe(**{**probe, "n_beta": 0}))
+        known = limit_kernel(stored["gram"], Probe.read(probe).free)
     return Draws(trace.losses, trace.dataset["linear"].values[~trace.diverged], known)
