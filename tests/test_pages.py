@@ -27,16 +27,19 @@ def test_python_example_of_the_readme_runs():
     assert ((namespace["variances"] > 0) == moves).all()
 
 
-def test_table_of_the_readme_is_that_of_the_file(tmp_path):
-    from losskernel.experiments.comparison import readme
+def test_tables_of_the_pages_are_those_of_the_file(tmp_path):
+    from losskernel.experiments.comparison import pages
 
-    copy = tmp_path / "README.md"
-    copy.write_text((ROOT / "README.md").read_text())
-    readme(ROOT / "results" / "compare.csv", copy)
-    assert copy.read_text() == (ROOT / "README.md").read_text()
+    copies = [tmp_path / name for name in ("README.md", "results.md")]
+    originals = [ROOT / "README.md", ROOT / "docs" / "results.md"]
+    for copy, original in zip(copies, originals, strict=True):
+        copy.write_text(original.read_text())
+    pages(ROOT / "results" / "compare.csv", *copies)
+    for copy, original in zip(copies, originals, strict=True):
+        assert copy.read_text() == original.read_text()
 
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/cluster.md")
+PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 
 
 def shell_commands(program: str) -> list[list[str]]:

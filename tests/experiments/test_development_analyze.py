@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from losskernel.errors import DataError, TraceError
+from losskernel.experiments.claims import BY_ID, verdict
 from losskernel.experiments.development import analyze as analysis
 from losskernel.experiments.development import measure
 from losskernel.experiments.development.kernels import FEATURES, GRADIENTS, SAMPLED
@@ -188,7 +189,8 @@ def test_the_claim(found):
     analysis.claims(*claimed_from(folder), SETTINGS, folder / "claims.csv")
     row = pd.read_csv(folder / "claims.csv").set_index("id").loc["development.coarse_to_fine"]
     assert row["reproduced"] == pytest.approx(1) and row["n"] == 1 and np.isfinite(row["spread"])
-    assert row["verdict"].startswith("holds at this scale: permutation p = 0.017")
+    assert verdict(BY_ID["development.coarse_to_fine"], row) == "holds"
+    assert row["beside"].startswith("permutation p 0.0167; network 1 1")
     assert "top-1 30.0%" in row["setting"] and "5 depths above shuffled classes" in row["setting"]
 
 
@@ -196,10 +198,10 @@ def test_the_claim(found):
     ("spearman", "p", "error", "words"),
     [
         (0.9, 0.01, 0.1, "holds"),
-        (-0.9, 0.01, 0.1, "contradicted"),
+        (-0.9, 0.01, 0.1, "does not hold"),
         (0.9, 0.2, 0.1, "not resolved"),
         (0.9, 0.01, 0.6, "not resolved"),
-        (np.nan, np.nan, np.nan, "not resolved at this scale: 2 depths stand above"),
+        (np.nan, np.nan, np.nan, "not tested"),
     ],
 )
 def test_the_verdict_is_the_datas(tmp_path, spearman, p, error, words):
@@ -217,9 +219,9 @@ def test_the_verdict_is_the_datas(tmp_path, spearman, p, error, words):
         tmp_path / "metrics.csv", index=False
     )
     analysis.claims(*claimed_from(tmp_path), SETTINGS, tmp_path / "claims.csv")
-    verdict = pd.read_csv(tmp_path / "claims.csv")["verdict"][0]
-    assert verdict.startswith(words)
-    assert "; 2 of 3 depths cross between the checkpoints at steps 5 and 50" in verdict
+    row = pd.read_csv(tmp_path / "claims.csv").iloc[0]
+    assert verdict(BY_ID["development.coarse_to_fine"], row) == words
+    assert "depths of 3 that cross between the checkpoints at steps 5 and 50 2" in row["beside"]
 
 
 def test_several_networks_have_a_mean_and_a_spread(tmp_path):
@@ -240,7 +242,7 @@ def test_several_networks_have_a_mean_and_a_spread(tmp_path):
     row = pd.read_csv(tmp_path / "claims.csv").iloc[0]
     assert row["n"] == 2
     assert "spread: jackknife over draws and classes and networks" in row["setting"]
-    assert "; the networks alone +1.00, +1.00; beside it" in row["verdict"]
+    assert "network 1 1; network 2 1" in row["beside"]
 
 
 def test_files_that_do_not_belong_together(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from losskernel.errors import DataError, TraceError
+from losskernel.experiments.claims import BY_ID, verdict
 from losskernel.experiments.gamma_sweep import analyze as gamma_sweep
 from losskernel.experiments.gamma_sweep import claims as gamma_claims
 from losskernel.experiments.gamma_sweep import figures as figure
@@ -199,19 +200,14 @@ def test_without_a_limit_the_draws_stand_alone(folder, tmp_path):
     assert set(table.estimator.dropna()) == {"draws alone"}
     assert "linear_share" not in set(table.statistic)
     claims = claim(tmp_path, folder)
-    assert claims.verdict.notna().all()
+    assert "exact limit" not in claims.beside["gamma.hierarchy_lift"]
 
 
 def claim(analyzed, folder):
-    reported = pd.DataFrame(
-        {"id": ["gamma.minimum", "gamma.maximum"], "reported": [100, 4000], "quantity": "q"}
-    )
-    reported.to_csv(folder / "reported.csv", index=False)
     gamma_claims.claims(
         analyzed / "metrics.csv",
         analyzed / "trends.csv",
         analyzed / "regimes.csv",
-        folder / "reported.csv",
         SETTINGS,
         analyzed / "claims.csv",
     )
@@ -229,22 +225,25 @@ def test_claims_are_those_of_the_tables(analyzed, folder, metrics):
     assert claims.reproduced["gamma.convergence"] == pytest.approx(
         times.loc[100] / times.loc[1e5], rel=1e-4
     )
-    assert "(of 60): 60 at 100, " in claims.verdict["gamma.convergence"]
+    assert "at 100 " in claims.beside["gamma.colour_lift"]
 
 
 @pytest.mark.parametrize(
-    ("change", "spearman", "p", "said"),
+    ("change", "spearman", "p", "word"),
     [
         (1.0, 0.9, 0.01, "holds"),
-        (-1.0, -0.9, 0.01, "does not hold, the opposite is seen"),
+        (-1.0, -0.9, 0.01, "does not hold"),
         (1.0, 0.9, 0.2, "not resolved"),
         (0.15, 0.9, 0.01, "not resolved"),
         (1.0, -0.9, 0.01, "not resolved"),
     ],
 )
-def test_a_verdict_needs_change_and_trend(change, spearman, p, said):
-    row = pd.Series({"change": change, "change_error": 0.1, "spearman": spearman, "p": p})
-    assert gamma_claims._judged(row, 1) == said
+def test_a_verdict_needs_change_and_trend(change, spearman, p, word):
+    row = {"change": change, "change_error": 0.1, "spearman": spearman, "p": p}
+    index = pd.MultiIndex.from_tuples([("draws alone", "hierarchy_lift")])
+    trend = pd.DataFrame([row], index=index)
+    found = gamma_claims._change(trend, "hierarchy", 5, "", {}, pd.Series(dtype=float))
+    assert verdict(BY_ID["gamma.hierarchy_lift"], found) == word
 
 
 def test_settings_with_the_same_noise_are_refused(folder, tmp_path):
@@ -327,7 +326,8 @@ def test_claims_of_the_small_network(small):
     claims = pd.read_csv(small / "claims.csv").set_index("id")
     assert list(claims.index) == ["gamma.small_hierarchy", "gamma.small_colour"]
     assert claims.reproduced["gamma.small_colour"] < 0 < claims.reproduced["gamma.small_hierarchy"]
-    assert claims.verdict["gamma.small_hierarchy"].startswith("holds at this scale (")
+    row = claims.loc["gamma.small_hierarchy"]
+    assert verdict(BY_ID["gamma.small_hierarchy"], row) == "holds"
     assert "5 values of gamma" in claims.setting["gamma.small_colour"]
 
 

@@ -312,17 +312,16 @@ def test_claims_say_what_the_statistics_and_regions_say(run, statistics, tmp_pat
     cell = cell[(cell.k == 5) & (cell.depth == 4)].iloc[0]
     assert claims.reproduced["imagenet.lift"] == cell.value
     assert claims.spread["imagenet.lift"] == cell.standard_error
-    holds = claims.verdict["imagenet.lift"].startswith("holds")
-    assert holds == (cell.value > cell.null_high)
+    assert claims.null["imagenet.lift"] == cell.null_high
 
 
 def test_the_claim_of_neighbors_tells_of_opposed_inputs(run, statistics, tmp_path):
     opposed = statistics[(statistics.statistic == "opposed_lift") & (statistics.depth == 4)]
     k = int(opposed.k.iloc[0])
     settings = ANALYSIS | {"claim_neighbors": k}
-    verdict = claims_of(run, settings, tmp_path).verdict["imagenet.lift"]
+    beside = claims_of(run, settings, tmp_path).beside["imagenet.lift"]
     value = opposed.set_index("kernel").value["loss kernel"]
-    assert f"; of the most opposed inputs {value:.2f} (" in verdict
+    assert f"most opposed inputs, loss kernel {value:.3g}; " in beside
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from losskernel.cli import main
+from losskernel.experiments.claims import BY_ID, verdict
 
 PROBE = {"n_beta": 50.0, "gamma": 1e4, "step_size": 1e-5}
 IDS = {
@@ -33,12 +34,8 @@ def memorized(**auc):
 
 @pytest.fixture
 def claims(tmp_path):
-    reported = {"auc": 0.958, "self_covariance_clean": 1.112, "self_covariance_mislabeled": 2.138}
-    paper = [{"id": f"mislabel.{name}", "reported": value} for name, value in reported.items()]
-
     def run(**tables) -> pd.DataFrame:
         tables = {
-            "reported": pd.DataFrame(paper),
             "probe-time": at_probe_time(),
             "digits": memorized(self_covariance=0.9, loss=0.8, margin=0.95),
         } | tables
@@ -60,8 +57,10 @@ def test_digits_stand_in_where_there_are_no_photographs(claims):
     auc = found.loc["mislabel.auc"]
     assert (auc["reproduced"], auc["spread"], auc["n"]) == (0.97, 0.01, 10)
     assert auc["setting"].startswith("digits, not ImageNet; 10% of labels wrong at probe time")
-    assert auc["verdict"].startswith("reached at this scale; no more than without the kernel")
-    assert "ratio 4 against 1.92" in found.loc["mislabel.self_covariance_clean", "verdict"]
+    assert verdict(BY_ID["mislabel.auc"], auc) == "holds"
+    assert "plain loss 0.99" in auc["beside"]
+    beside = found.loc["mislabel.self_covariance_clean", "beside"]
+    assert beside == "ratio wrong to right 4; the paper's ratio 1.92"
 
 
 def test_photographs_come_first_and_the_words_follow_the_numbers(claims):
@@ -73,17 +72,18 @@ def test_photographs_come_first_and_the_words_follow_the_numbers(claims):
     auc = found.loc["mislabel.auc"]
     assert auc["reproduced"] == 0.94 and auc["setting"].startswith("ImageNet; 10%")
     assert "m, 160 px, 1000 images, 2 x 30 draws" in auc["setting"]
-    assert "jackknife over SGLD draws 0.005" in auc["setting"]
-    assert auc["verdict"].startswith("not reached at this scale; more than without the kernel")
-    assert "97.5 % of random choices below 1.70" in auc["verdict"]
-    assert found.loc["mislabel.self_covariance_clean", "verdict"].startswith("not higher")
+    assert verdict(BY_ID["mislabel.auc"], auc) == "holds"  # within two errors of 0.958
+    assert "jackknife error over draws 0.005" in auc["beside"]
+    assert "97.5 % bound of that for random choices 1.7" in auc["beside"]
 
 
 def test_memorized_labels_say_which_methods_are_better(claims):
     found = claims(**{"tiny-imagenet": memorized(self_covariance=0.51, loss=0.4)})
     digits, tiny = (found.loc[f"mislabel.memorized_{name}"] for name in ("digits", "tiny_imagenet"))
-    assert digits["verdict"].startswith("holds at this scale, precision at the true share 0.60")
-    assert digits["verdict"].endswith("better: margin 0.950; not better: loss 0.800")
+    assert verdict(BY_ID["mislabel.memorized_digits"], digits) == "holds"
+    assert digits["beside"] == "precision at the true share 0.6; margin 0.95; loss 0.8"
+    assert digits["spread"] == 0.01  # of a mean of 4
     assert "99.8% of these memorized" in digits["setting"]
-    assert tiny["verdict"].startswith("not resolved")  # 0.51 less two errors of 0.01 is below 0.5
-    assert "better: none" in tiny["verdict"] and "easier than" in tiny["setting"]
+    # 0.51 less two errors of 0.01 is below 0.5.
+    assert verdict(BY_ID["mislabel.memorized_tiny_imagenet"], tiny) == "not resolved"
+    assert "easier than" in tiny["setting"]

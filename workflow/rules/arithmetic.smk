@@ -127,7 +127,6 @@ rule arithmetic_claims:
     input:
         summary=rules.arithmetic_summarize.output.summary,
         rows=rules.arithmetic_summarize.output.rows,
-        reported="config/reported.csv",
         code=code("experiments.arithmetic.analyze.claims"),
     output:
         f"{ARITHMETIC}/claims.csv",
@@ -154,7 +153,7 @@ rule arithmetic_claims:
         ),
     shell:
         "losskernel arithmetic-separation claims --summary {input.summary} --rows {input.rows} "
-        "--reported {input.reported} --settings {params.settings:q} --output {output} 2> {log}"
+        "--settings {params.settings:q} --output {output} 2> {log}"
 
 
 rule arithmetic_kernel:
@@ -187,7 +186,6 @@ rule figure_arithmetic_separation:
     input:
         kernel=rules.arithmetic_kernel.output,
         summary=rules.arithmetic_summarize.output.summary,
-        reported="config/reported.csv",
         code=code("experiments.arithmetic.figures.separation"),
     output:
         pdf=report(f"{FIGURES}/arithmetic_separation.pdf", category="1 Modular arithmetic"),
@@ -204,7 +202,7 @@ rule figure_arithmetic_separation:
         runtime=5,
     shell:
         "losskernel figure-arithmetic separation --kernel {input.kernel} "
-        "--summary {input.summary} --reported {input.reported} --output {output.pdf} "
+        "--summary {input.summary} --output {output.pdf} "
         "--output-png {output.png} 2> {log}"
 
 

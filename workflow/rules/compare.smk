@@ -14,7 +14,6 @@ CLAIMS = [
 rule compare:
     """One row for every number and claim of the paper: `snakemake compare`."""
     input:
-        reported="config/reported.csv",
         claims=CLAIMS,
         code=code("experiments.comparison.table"),
     output:
@@ -30,5 +29,5 @@ rule compare:
         mem_mb=1000,
         runtime=5,
     shell:
-        "losskernel compare table --reported {input.reported} --claims {input.claims} "
+        "losskernel compare table --claims {input.claims} "
         "--output {output} 2> {log}"

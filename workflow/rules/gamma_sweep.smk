@@ -209,7 +209,6 @@ rule gamma_sweep_claims:
         metrics=rules.gamma_sweep_analyze.output.metrics,
         trends=rules.gamma_sweep_analyze.output.trends,
         regimes=rules.gamma_sweep_analyze.output.regimes,
-        reported="config/reported.csv",
         code=code("experiments.gamma_sweep.claims.claims"),
     output:
         f"{SWEEP}/claims.csv",
@@ -235,7 +234,7 @@ rule gamma_sweep_claims:
         ),
     shell:
         "losskernel gamma-claims claims --metrics {input.metrics} --trends {input.trends} "
-        "--regimes {input.regimes} --reported {input.reported} --settings {params.settings:q} "
+        "--regimes {input.regimes} --settings {params.settings:q} "
         "--output {output} 2> {log}"
 
 

@@ -263,7 +263,6 @@ rule mislabel_heads:
 rule mislabel_claims:
     """What was measured of the paper's numbers on wrong labels, and of the memorized ones."""
     input:
-        reported="config/reported.csv",
         probe_time=rules.mislabel_probe_time.output.summary,
         digits=rules.mislabel_detect.output.summary,
         imagenet=rules.mislabel_imagenet.output.summary if "imagenet" in PHOTOGRAPHS else [],
@@ -286,7 +285,7 @@ rule mislabel_claims:
             f"--{name.replace('_', '-')} {input.get(name)}" for name in PHOTOGRAPHS
         ),
     shell:
-        "losskernel mislabel-claims claims --reported {input.reported} "
+        "losskernel mislabel-claims claims "
         "--probe-time {input.probe_time} --digits {input.digits} {params.photographs} "
         "--output {output} 2> {log}"
 
@@ -324,7 +323,6 @@ rule figure_mislabel_imagenet:
     input:
         summary=rules.mislabel_imagenet.output.summary,
         scores=rules.mislabel_imagenet.output.scores,
-        reported="config/reported.csv",
         code=code("experiments.mislabel.figures.imagenet"),
     output:
         pdf=report(f"{FIGURES}/mislabel_imagenet.pdf", category="4 Wrong labels"),
@@ -341,7 +339,7 @@ rule figure_mislabel_imagenet:
         runtime=5,
     shell:
         "losskernel figure-mislabel imagenet --summary {input.summary} --scores {input.scores} "
-        "--reported {input.reported} --output {output.pdf} --output-png {output.png} 2> {log}"
+        "--output {output.pdf} --output-png {output.png} 2> {log}"
 
 
 rule figure_mislabel_tiny_imagenet:

@@ -1,37 +1,236 @@
-"""What an experiment measured of the paper's numbers and claims: rows of the comparison."""
+"""The paper's numbers and claims, one row each, and what was measured of them.
+
+Every id is written out here and where its row is made, so that a search finds both.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from losskernel.files import atomic_path
+from losskernel.diagnostics.judge import HOLDS, UNTESTED, Number, Range, judge
+from losskernel.files import write_csv
 
-COLUMNS = ("id", "reproduced", "spread", "n", "setting", "verdict")
+
+@dataclass(frozen=True)
+class Claim:
+    """A number or a claim.
+
+    Attributes:
+        id: its name in ``results/compare.csv``.
+        section: of the paper (arXiv:2509.26537); empty for a question of ours.
+        quantity: what is measured, in words.
+        expected: what is claimed of it; None for a fact that is only set beside the paper's.
+        reported: the number that the paper states.
+        headline: whether the README shows it.
+    """
+
+    id: str
+    section: str
+    quantity: str
+    expected: Range | Number | None = None
+    reported: float | None = None
+    headline: bool = False
 
 
-def claim(reproduced, spread, n, setting: str, verdict: str) -> dict:
-    """One row without its id.
+def _number(name: str, section: str, quantity: str, value: float, **options) -> Claim:
+    headline = options.pop("headline", False)
+    return Claim(name, section, quantity, Number(value, **options), value, headline)
+
+
+ABOVE_ZERO, BELOW_ZERO, ABOVE_ONE = Range(low=0), Range(high=0), Range(low=1)
+
+CLAIMS = (
+    _number(
+        "arithmetic.auc",
+        "4.1",
+        "ROC-AUC of telling same-task from cross-task pairs by the kernel",
+        0.931,
+        at_least=True,
+        headline=True,
+    ),
+    Claim(
+        "arithmetic.within_task",
+        "4.1",
+        "spread (sd) of R within a task over that across tasks; claim: above 1",
+        ABOVE_ONE,
+    ),
+    Claim(
+        "arithmetic.cross_task",
+        "4.1",
+        "mean R of pairs of different tasks; claim: narrowly around zero",
+        Range(-0.03, 0.03),
+    ),
+    Claim("imagenet.inputs", "4.2", "inputs in the ImageNet kernel", None, 10000),
+    Claim(
+        "imagenet.lift",
+        "4.2",
+        "lift of the 10 nearest neighbors at hypernym depth 9; claim: above 1",
+        ABOVE_ONE,
+        headline=True,
+    ),
+    Claim(
+        "imagenet.spearman",
+        "4.2",
+        "Spearman correlation of R with WordNet similarity; claim: above 0",
+        ABOVE_ZERO,
+        headline=True,
+    ),
+    Claim(
+        "imagenet.cost_gpu_hours",
+        "D.3",
+        "cost of the kernel in GPU hours (3 hours on four A100)",
+        None,
+        12,
+    ),
+    Claim("gamma.minimum", "D.3", "smallest localization of the sweep", None, 100),
+    Claim("gamma.maximum", "D.3", "largest localization of the sweep", None, 4000),
+    Claim(
+        "gamma.hierarchy_lift",
+        "D.3",
+        "change of the hierarchy lift from low to high localization; claim: above 0",
+        ABOVE_ZERO,
+        headline=True,
+    ),
+    Claim(
+        "gamma.colour_lift",
+        "D.3",
+        "change of the color lift from low to high localization; claim: below 0",
+        BELOW_ZERO,
+    ),
+    Claim(
+        "gamma.small_hierarchy",
+        "D.3",
+        "the same change of the hierarchy lift on a small network; claim: above 0",
+        ABOVE_ZERO,
+    ),
+    Claim(
+        "gamma.small_colour",
+        "D.3",
+        "the same change of the color lift on a small network; claim: below 0",
+        BELOW_ZERO,
+    ),
+    Claim(
+        "gamma.convergence",
+        "D.3",
+        "draws to convergence at the lowest over those at the highest localization; claim: above 1",
+        ABOVE_ONE,
+    ),
+    _number(
+        "mislabel.auc",
+        "D.4",
+        "ROC-AUC of self-covariance for mislabeled inputs",
+        0.958,
+        at_least=True,
+        headline=True,
+    ),
+    Claim(
+        "mislabel.self_covariance_clean",
+        "D.4",
+        "mean self-covariance of normal inputs",
+        None,
+        1.112,
+    ),
+    Claim(
+        "mislabel.self_covariance_mislabeled",
+        "D.4",
+        "mean self-covariance of mislabeled inputs",
+        None,
+        2.138,
+    ),
+    Claim(
+        "mislabel.memorized_digits",
+        "D.4",
+        "ROC-AUC of self-covariance for memorized wrong labels, digits; claim: above 0.5",
+        Range(low=0.5),
+    ),
+    Claim(
+        "mislabel.memorized_tiny_imagenet",
+        "D.4",
+        "ROC-AUC of self-covariance for memorized wrong labels, Tiny ImageNet; claim: above 0.5",
+        Range(low=0.5),
+    ),
+    Claim(
+        "development.coarse_to_fine",
+        "D.5",
+        "rank correlation of hypernym depth and the step at which its lift appears; claim: above 0",
+        ABOVE_ZERO,
+        headline=True,
+    ),
+)
+BY_ID = {claim.id: claim for claim in CLAIMS}
+MEASURED = ("id", "reproduced", "spread", "null", "n", "tested", "setting", "beside")
+
+
+def reported(name: str) -> float:
+    """The paper's number of that id."""
+    return BY_ID[name].reported
+
+
+def measured(
+    reproduced: float | None,
+    spread: float | None,
+    n: int | None,
+    setting: str,
+    *,
+    null: float | None = None,
+    tested: bool = True,
+    beside: dict[str, float] | None = None,
+) -> dict:
+    """What was measured, as one row without its id; arguments as for :func:`judge`, and
 
     Args:
-        reproduced: the measured number, or None.
-        spread: its standard error or deviation, as ``setting`` says, or None.
-        n: how many networks, draws or inputs it is measured over, or None.
-        setting: in which setting and at which scale.
-        verdict: what it says about the claim.
+        reproduced: the estimate.
+        spread: its standard error.
+        n: how many networks, draws or inputs it is measured over.
+        setting: at which setting and scale, and what the spread is over.
+        null, tested: as for :func:`losskernel.diagnostics.judge.judge`.
+        beside: numbers that it is to be read beside, by name.
     """
-    return {
-        "reproduced": reproduced,
-        "spread": spread,
-        "n": n,
-        "setting": setting,
-        "verdict": verdict,
-    }
+    told = "; ".join(f"{name} {value:.3g}" for name, value in (beside or {}).items())
+    row = {"reproduced": reproduced, "spread": spread, "null": null, "n": n, "tested": tested}
+    return {**row, "setting": setting, "beside": told}
 
 
-def write_claims(claims: dict[str, dict], output: Path) -> None:
-    """Write rows of :func:`claim`, by their ids in ``config/reported.csv``."""
-    rows = pd.DataFrame([{"id": name} | row for name, row in claims.items()], columns=COLUMNS)
-    with atomic_path(output) as temporary:
-        rows.to_csv(temporary, index=False)
+def write_claims(rows: dict[str, dict], output: Path) -> None:
+    """Write rows of :func:`measured`, by the ids of :data:`CLAIMS`."""
+    unknown = sorted(set(rows) - set(BY_ID))
+    if unknown:
+        raise KeyError(f"{unknown[0]} is not in the table of claims")
+    table = pd.DataFrame([{"id": name} | row for name, row in rows.items()], columns=MEASURED)
+    write_csv(table, output)
+
+
+def verdict(claim: Claim, row: dict) -> str:
+    """One of the four verdicts of a row of :func:`measured`; empty for a fact."""
+    if claim.expected is None:
+        return "" if row["tested"] and not pd.isna(row["reproduced"]) else UNTESTED
+    fields = (row["reproduced"], row["spread"], row["null"])
+    estimate, error, null = (None if pd.isna(value) else float(value) for value in fields)
+    return judge(estimate, error, null, claim.expected, bool(row["tested"]))
+
+
+def prose(claim: Claim, row: dict) -> str:
+    """The verdict in a sentence of at most 25 words."""
+    word = verdict(claim, row)
+    if word == UNTESTED:
+        return word
+    value, spread, null = row["reproduced"], row["spread"], row["null"]
+    said = f"{value:.3g}" if pd.isna(spread) else f"{value:.3g} ± {spread:.2g}"
+    if claim.expected is None:
+        paper = "" if claim.reported is None else f" against the paper's {claim.reported:g}"
+        return f"{said}{paper}, at another scale"
+    if isinstance(claim.expected, Number):
+        paper, away = claim.expected.value, value - claim.expected.value
+        near = not pd.isna(spread) and abs(away) <= 2 * spread
+        side = "within two errors of" if near else "above" if away > 0 else "below"
+        return f"{word}: {said}, {side} the paper's {paper:g}"
+    low, high = claim.expected.low, claim.expected.high
+    bounds = [f"above {low:g}"] * math.isfinite(low) + [f"below {high:g}"] * math.isfinite(high)
+    wanted = " and ".join(bounds)
+    beyond = "" if pd.isna(null) else f", its null's 97.5 % bound is {null:.3g}"
+    claimed = "as claimed" if word == HOLDS else "the claim"
+    return f"{word}: {said}, {claimed}: {wanted}{beyond}"

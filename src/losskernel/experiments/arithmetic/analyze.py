@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from losskernel.experiments.arithmetic.statistics import SCORES, estimate, measurements
-from losskernel.experiments.claims import claim, write_claims
+from losskernel.experiments.claims import measured, write_claims
 from losskernel.files import atomic_path
 from losskernel.kernel.control_variate import normalize
 from losskernel.kernel.maps import kernel_distances, nearest_neighbors, umap_embedding
@@ -63,9 +63,8 @@ def summarize(rows: list[Path], output: Path, output_summary: Path) -> None:
             frame.to_csv(temporary, index=index)
 
 
-def claims(summary: Path, rows: Path, settings: dict, reported: Path, output: Path) -> None:
+def claims(summary: Path, rows: Path, settings: dict, output: Path) -> None:
     """What the networks say of the paper's numbers, for the comparison."""
-    paper = pd.read_csv(reported).set_index("id").loc["arithmetic.auc", "reported"]
     table = pd.read_csv(summary).set_index(["statistic", "group"])
     group, score = settings["figure_group"], settings["score"]
     mean, sd = table.loc[("mean", group)], table.loc[("sd", group)]
@@ -75,56 +74,45 @@ def claims(summary: Path, rows: Path, settings: dict, reported: Path, output: Pa
     classes = "shared" if network["shared_outputs"] else "separate"
     probe = settings["groups"][group].get("probe", settings["probe"])
     setting = (
-        f"n_beta={probe['n_beta']:g}, gamma={probe['gamma']:g}, eps={probe['step_size']:g}; "
-        f"p={network['prime']}, {tokens} operand tokens, {classes} answer classes, "
-        f"{int(mean['inputs'])} inputs, weights perturbed: {group}; "
-        f"{networks} training x {len(settings['sampling_seeds'])} sampling seeds of "
-        f"{int(mean['chains'])} chains x {int(mean['draws'])} draws, linear part as control "
-        "variate; spread: sd over networks"
+        f"score {score}; n_beta={probe['n_beta']:g}, gamma={probe['gamma']:g}, "
+        f"eps={probe['step_size']:g}; p={network['prime']}, {tokens} operand tokens, {classes} "
+        f"answer classes, {int(mean['inputs'])} inputs, weights perturbed: {group}; {networks} "
+        f"training x {len(settings['sampling_seeds'])} sampling seeds of {int(mean['chains'])} "
+        f"chains x {int(mean['draws'])} draws, linear part as control variate; spread: sd over "
+        f"networks; {settings['selection'] or 'no setting was chosen by it'}"
     )
-    auc, auc_sd = mean[f"auc_{score}"], sd[f"auc_{score}"]
-    others = ", ".join(f"{name} {mean[f'auc_{name}']:.3f}" for name in SCORES if name != score)
-    verdict = (
-        f"{'reached' if auc >= paper else 'not reached'} by {score} of the weights {group}"
-        f"{', a setting chosen with the AUC in view' if settings['selection'] else ''} "
-        f"({others}); {score} without control variate {mean[f'plain_auc_{score}']:.3f}, in the "
-        f"exact high-gamma limit {mean[f'limit_auc_{score}']:.3f}"
-    )
+    others = {f"by {name}": mean[f"auc_{name}"] for name in SCORES if name != score}
+    others["without control variate"] = mean[f"plain_auc_{score}"]
+    others["exact limit"] = mean[f"limit_auc_{score}"]
     if group != "all" and ("mean", "all") in table.index:
         whole = table.loc[("mean", "all")]
-        scores = ", ".join(f"{name} {whole[f'auc_{name}']:.3f}" for name in SCORES)
-        verdict += f"; all weights perturbed: {scores}"
-    if settings["selection"]:
-        verdict += f"; {settings['selection']}"
+        others |= {f"all weights by {name}": whole[f"auc_{name}"] for name in SCORES}
     within = (mean["R_sd_addition"] + mean["R_sd_division"]) / 2 / mean["R_sd_across"]
     seeds = pd.read_csv(rows)
     seeds = seeds[seeds["group"] == group].groupby("training_seed").mean(numeric_only=True)
     ratios = (seeds["R_sd_addition"] + seeds["R_sd_division"]) / 2 / seeds["R_sd_across"]
-    across, error = mean["R_mean_across"], sd["R_mean_across"] / np.sqrt(networks)
-    floor = mean["noise_floor"]
-    measured = {
-        "arithmetic.auc": claim(auc, auc_sd, networks, f"score {score}; {setting}", verdict),
-        "arithmetic.within_task": claim(
+    spreads = ("R_sd_addition", "R_sd_division", "R_sd_across", "noise_floor")
+    means = ("R_mean_addition", "R_mean_division")
+    found = {
+        "arithmetic.auc": measured(
+            mean[f"auc_{score}"], sd[f"auc_{score}"], networks, setting, beside=others
+        ),
+        "arithmetic.within_task": measured(
             within,
             ratios.std(ddof=1),
             networks,
             setting,
-            f"{'holds' if within > 1 else 'does not hold'}: sd of R {mean['R_sd_addition']:.3f} "
-            f"(addition), {mean['R_sd_division']:.3f} (division), {mean['R_sd_across']:.3f} "
-            f"(across); noise floor {floor:.3f}",
+            beside={name: mean[name] for name in spreads},
         ),
-        "arithmetic.cross_task": claim(
-            across,
+        "arithmetic.cross_task": measured(
+            mean["R_mean_across"],
             sd["R_mean_across"],
             networks,
             setting,
-            f"{'holds' if abs(across) < 2 * error else 'does not hold'}: mean R across tasks "
-            f"{across:+.1e}, standard error over networks {error:.1e}; within addition "
-            f"{mean['R_mean_addition']:+.1e}, within division {mean['R_mean_division']:+.1e}; what "
-            "differs is the spread, see arithmetic.within_task",
+            beside={name: mean[name] for name in means},
         ),
     }
-    write_claims(measured, output)
+    write_claims(found, output)
 
 
 def kernel(trace: Path, limit: Path, settings: dict, output: Path) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 
 from losskernel.data.arithmetic import ADDITION, DIVISION
+from losskernel.experiments.claims import reported
 from losskernel.experiments.style import (
     BLUE,
     DIVERGING,
@@ -29,7 +30,7 @@ KINDS = {
 }
 
 
-def separation(kernel: Path, summary: Path, reported: Path, output: Path, output_png: Path) -> None:
+def separation(kernel: Path, summary: Path, output: Path, output_png: Path) -> None:
     """Figure 3: kernel matrix, embedding, distributions of K and R by task, and AUC over seeds."""
     apply_style()
     with np.load(kernel) as stored:
@@ -46,8 +47,7 @@ def separation(kernel: Path, summary: Path, reported: Path, output: Path, output
         "|K|",
         log=True,
     )
-    paper = pd.read_csv(reported).set_index("id").loc["arithmetic.auc", "reported"]
-    _auc(axes[1, 1], pd.read_csv(summary), paper)
+    _auc(axes[1, 1], pd.read_csv(summary), reported("arithmetic.auc"))
     _spread(axes[1, 2], data)
     save_figure(figure, output, output_png)
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from losskernel.diagnostics.trend import rank_trend, rank_trend_p
 from losskernel.errors import TraceError
-from losskernel.experiments.claims import claim, write_claims
+from losskernel.experiments.claims import measured, write_claims
 from losskernel.experiments.development.kernels import SAMPLED
 from losskernel.experiments.development.measure import PARTS, Curves, Measured
 from losskernel.files import atomic_path
@@ -244,71 +244,52 @@ def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: 
     name = SAMPLED[headline["rule"]]
     row = of_network.loc[(name, headline["statistic"], headline["from"])]
     errors = row[[f"error_{part}" for part in ERRORS]].astype(float).dropna()
-    error = float(np.linalg.norm(errors))
-    spread = f"jackknife over {' and '.join(part.removeprefix('error_') for part in errors.index)}"
     alone = table[table["network"] != ALL].set_index(["network", *_CURVE])["spearman"]
-    each = [alone.get((one, *row.name), np.nan) for one in alone.index.unique("network")]
-    networks = len(each)
+    each = {
+        f"network {one}": alone.get((one, *row.name), np.nan)
+        for one in alone.index.unique("network")
+    }
     top1 = numbers[(numbers["kernel"] == "network") & (numbers["statistic"] == "top1")]
     top1 = top1[~top1["network"].astype(str).str.startswith(SHUFFLED)]
     reached = top1[top1["step"] == top1["step"].max()]["value"].mean()
     steps = np.sort(top1["step"].unique())
     orders = of_network.xs(headline["from"], level="from")["spearman"].dropna()
-    others = ", ".join(
-        f"{kernel} by {statistic.replace('_', ' ')} {value:+.2f}"
+    others = {
+        f"{kernel} by {statistic.replace('_', ' ')}": value
         for (kernel, statistic), value in orders.items()
         if statistic in ("lift", "conditional_auc")
         and (kernel, statistic) != (name, headline["statistic"])
-    )
-    beside = f"; beside it: {others}" if others else ""
+    }
     crossed = pd.read_csv(crossings, dtype={"network": str})
     crossed = crossed[crossed["resolved"] & (crossed["network"] == network)].set_index(_CURVE)
+    crowded = {}
     if row.name in crossed.index:
-        beside = _crowded(crossed.loc[[row.name], "step"].dropna(), steps) + beside
-    if networks > 1:
-        each = ", ".join(f"{value:+.2f}" if np.isfinite(value) else "not told" for value in each)
-        beside = f"; the networks alone {each}" + beside
+        crowded = _crowded(crossed.loc[[row.name], "step"].dropna(), steps)
     setting = (
-        f"Tiny ImageNet, validation top-1 {reached:.1%}, {networks} network(s), {len(steps)} "
+        f"Tiny ImageNet, validation top-1 {reached:.1%}, {len(each)} network(s), {len(steps)} "
         f"checkpoints; {name}, {headline['statistic']} from {headline['from']}, "
-        f"{int(row['depths'])} depths above shuffled classes; spread: {spread}"
+        f"{int(row['depths'])} depths above shuffled classes; spread: jackknife over "
+        f"{' and '.join(part.removeprefix('error_') for part in errors.index)}"
     )
-    write_claims(
-        {
-            "development.coarse_to_fine": claim(
-                row["spearman"] if np.isfinite(row["spearman"]) else None,
-                error if np.isfinite(row["spearman"]) else None,
-                networks,
-                setting,
-                _verdict(row, error) + beside,
-            )
-        },
-        output,
+    # An order that permuted depths show as often leaves the claim unresolved.
+    error = float(np.linalg.norm(errors)) if row["p"] < 0.05 else None
+    found = measured(
+        row["spearman"] if np.isfinite(row["spearman"]) else None,
+        error,
+        len(each),
+        setting,
+        beside={"permutation p": row["p"], **each, **others, **crowded},
     )
+    write_claims({"development.coarse_to_fine": found}, output)
 
 
-def _crowded(crossings: pd.Series, steps: np.ndarray) -> str:
+def _crowded(crossings: pd.Series, steps: np.ndarray) -> dict[str, int]:
     """How many depths cross between the same two checkpoints, where interpolation orders them."""
     if crossings.empty:
-        return ""
+        return {}
     places, counts = np.unique(np.searchsorted(steps, crossings), return_counts=True)
     most = places[counts.argmax()]
     if not 0 < most < len(steps) or counts.max() < 2:
-        return ""
-    return (
-        f"; {counts.max()} of {len(crossings)} depths cross between the checkpoints at steps "
-        f"{steps[most - 1]} and {steps[most]}, ordered by interpolation alone"
-    )
-
-
-def _verdict(row: pd.Series, error: float) -> str:
-    if not np.isfinite(row["spearman"]):
-        return (
-            f"not resolved at this scale: {int(row['depths'])} depths stand above shuffled "
-            f"classes, {FEWEST_DEPTHS} are needed to tell an order"
-        )
-    certain = row["p"] < 0.05 and abs(row["spearman"]) > 2 * error
-    word = "not resolved"
-    if certain:
-        word = "holds" if row["spearman"] > 0 else "contradicted"
-    return f"{word} at this scale: permutation p = {row['p']:.2g}"
+        return {}
+    between = f"between the checkpoints at steps {steps[most - 1]} and {steps[most]}"
+    return {f"depths of {len(crossings)} that cross {between}": counts.max()}

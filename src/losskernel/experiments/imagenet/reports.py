@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from losskernel.errors import ConfigError
-from losskernel.experiments.claims import claim, write_claims
+from losskernel.experiments.claims import measured, write_claims
 from losskernel.experiments.imagenet.kernels import ALONE, FEATURES, LIMIT, SAMPLED, Sources
 from losskernel.experiments.imagenet.measures import MEASURES, distances
 from losskernel.files import atomic_path
@@ -213,81 +213,48 @@ def claims(
     if ALONE in set(table.kernel):
         scale += ", linear part as control variate"
     draws = run["chains"] * run["draws"]
-    cell = table[(table.statistic == "lift") & (table.k == k) & (table.depth == depth)]
-    cell = cell.set_index("kernel")
-    opposed = table[
-        (table.statistic == "opposed_lift") & (table.k == k) & (table.depth == depth)
-    ].set_index("kernel")
+    at = table[(table.k == k) & (table.depth == depth)].set_index(["statistic", "kernel"])
+    lift, opposed = (at.loc[name] for name in ("lift", "opposed_lift"))
     ranks = found.loc["spearman_wu_palmer"]
     magnitude = found.loc["spearman_magnitude_wu_palmer"]
     region = where[where.kernel == SAMPLED]
     dense = region[region.lift > region.null_high].region
-    counts = best.leader.value_counts()
-    led = ", ".join(f"{name} {counts[name]}" for name in counts.index)
-    return write_claims(
+    counts = {
+        f"highest of {len(best)} statistics: {name}": n
+        for name, n in best.leader.value_counts().items()
+    }
+    inside = LIMIT in ranks.index and ranks.value[LIMIT] <= ranks.null_high[LIMIT]
+    write_claims(
         {
-            "imagenet.inputs": claim(
-                run["inputs"], None, 1, scale, "another scale than the paper's"
-            ),
-            "imagenet.lift": claim(
-                cell.value[SAMPLED],
-                cell.standard_error[SAMPLED],
+            "imagenet.inputs": measured(run["inputs"], None, 1, scale),
+            "imagenet.lift": measured(
+                lift.value[SAMPLED],
+                lift.standard_error[SAMPLED],
                 draws,
-                f"k={k}, depth {depth}; {scale}; spread: jackknife over draws",
-                f"{_holds(cell.loc[SAMPLED])} at this scale: 97.5 % of shuffled labels below "
-                f"{cell.null_high[SAMPLED]:.2f}; beside it: {_beside(cell, '.2f')}"
-                f"{_of_opposed(opposed)}; concentrated regions (above null): {len(dense)} of "
-                f"{len(region)}"
-                f"{' (' + ', '.join(dense) + ')' if len(dense) else ''}; of {len(best)} statistics "
-                f"the highest value is that of: {led}",
+                f"k={k}, depth {depth}; {scale}; spread: jackknife over draws; null: shuffled "
+                f"labels; regions above their null: {', '.join(dense) or 'none'}",
+                null=lift.null_high[SAMPLED],
+                beside={**_beside(lift), **_beside(opposed, "most opposed inputs, "), **counts},
             ),
-            "imagenet.spearman": claim(
+            "imagenet.spearman": measured(
                 ranks.value[SAMPLED],
-                ranks.standard_error[SAMPLED],
+                # Near a limit that is within its own null, a kernel above its null is no support.
+                None if inside else ranks.standard_error[SAMPLED],
                 draws,
-                f"Wu-Palmer similarity; {scale}; spread: jackknife over draws",
-                f"{_judged_with_limit(ranks)}; beside it: {_beside(ranks, '.3f')}; of the "
-                f"magnitude |R|: {magnitude.value[SAMPLED]:.3f} "
-                f"(± {magnitude.standard_error[SAMPLED]:.3f}), {_beside(magnitude, '.3f')}",
+                f"Wu-Palmer similarity; {scale}; spread: jackknife over draws; null: shuffled "
+                f"labels{'; the exact limit is within its null' if inside else ''}",
+                null=ranks.null_high[SAMPLED],
+                beside={**_beside(ranks), **_beside(magnitude, "magnitude |R|, ")},
             ),
-            "imagenet.cost_gpu_hours": claim(
-                None,
-                None,
-                None,
-                f"sampled on {run['device']}; {scale}",
-                "not comparable: another scale and machine",
+            "imagenet.cost_gpu_hours": measured(
+                None, None, None, f"sampled on {run['device']}; {scale}", tested=False
             ),
         },
         output,
     )
 
 
-def _judged_with_limit(cells: pd.DataFrame) -> str:
-    """A sampled kernel above its null is no support where the limit that it is near is not."""
-    judged = _holds(cells.loc[SAMPLED])
-    null = f"97.5 % of shuffled labels below {cells.null_high[SAMPLED]:.3f}"
-    if judged == "holds" and LIMIT in cells.index and _holds(cells.loc[LIMIT]) != "holds":
-        return (
-            f"not supported at this scale: above its null ({null}), but the exact limit, "
-            f"{cells.value[LIMIT]:.3f}, is within its own (below {cells.null_high[LIMIT]:.3f})"
-        )
-    return f"{judged} at this scale: {null}"
-
-
-def _holds(cell: pd.Series) -> str:
-    return "holds" if cell.value > cell.null_high else "not resolved"
-
-
-def _of_opposed(cells: pd.DataFrame) -> str:
-    """The same of the inputs with the most negative R, which do not fluctuate together."""
-    if SAMPLED not in cells.index:
-        return ""
-    return (
-        f"; of the most opposed inputs {cells.value[SAMPLED]:.2f} "
-        f"(± {cells.standard_error[SAMPLED]:.2f}), {_beside(cells, '.2f')}"
-    )
-
-
-def _beside(cells: pd.DataFrame, form: str) -> str:
-    others = [name for name in (ALONE, LIMIT, FEATURES) if name in cells.index]
-    return ", ".join(f"{name} {cells.value[name]:{form}}" for name in others)
+def _beside(cells: pd.DataFrame, what: str = "") -> dict[str, float]:
+    """The statistic of every kernel, by what it is of."""
+    shown = [name for name in (SAMPLED, ALONE, LIMIT, FEATURES) if name in cells.index]
+    return {f"{what}{name}": cells.value[name] for name in shown}

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from losskernel.experiments.claims import reported
 from losskernel.experiments.style import (
     BLUE,
     GRAY,
@@ -61,17 +62,16 @@ def tiny_imagenet(summary: Path, scores: Path, output: Path, output_png: Path) -
     save_figure(figure, output, output_png)
 
 
-def imagenet(summary: Path, scores: Path, reported: Path, output: Path, output_png: Path) -> None:
+def imagenet(summary: Path, scores: Path, output: Path, output_png: Path) -> None:
     """Photographs with labels wrong at probe time: self-covariances, AUC, ratio, neighbors."""
     apply_style()
     table = pd.read_csv(summary).set_index("share")
-    paper = pd.read_csv(reported).set_index("id")["reported"]
     share = table.index[-2:][0]
     figure, axes = plt.subplots(2, 2, figsize=(9, 7))
     title = f"{share:.0%} of labels wrong at probe time only"
     _distribution(axes[0, 0], scores, share, title, table.loc[share, "auc"])
-    _detectors(axes[0, 1], table, paper["mislabel.auc"])
-    _ratio(axes[1, 0], table, paper)
+    _detectors(axes[0, 1], table, reported("mislabel.auc"))
+    _ratio(axes[1, 0], table)
     _neighbors(axes[1, 1], table)
     save_figure(figure, output, output_png)
 
@@ -92,14 +92,14 @@ def _detectors(axis, table: pd.DataFrame, paper_auc: float) -> None:
     axis.legend(frameon=False)
 
 
-def _ratio(axis, table: pd.DataFrame, paper: pd.Series) -> None:
+def _ratio(axis, table: pd.DataFrame) -> None:
     at = np.arange(len(table))
     error = np.hypot(table["ratio_sd"], table["ratio_error"])
     axis.errorbar(at, table["ratio"], error, fmt="o", color=BLUE, ms=5, label="here")
-    reported = (
-        paper["mislabel.self_covariance_mislabeled"] / paper["mislabel.self_covariance_clean"]
+    paper = reported("mislabel.self_covariance_mislabeled") / reported(
+        "mislabel.self_covariance_clean"
     )
-    axis.axhline(reported, color="black", linestyle=":", linewidth=0.8, label="paper")
+    axis.axhline(paper, color="black", linestyle=":", linewidth=0.8, label="paper")
     axis.axhline(1, color="0.8", linewidth=0.8, zorder=0)
     _shares(axis, table.index)
     axis.set(ylabel="mean self-covariance, wrong / right labels", ylim=(0, None))

@@ -1,0 +1,79 @@
+"""One rule from an estimate, its error and its null to a verdict on a claim.
+
+=============== ===================================================================================
+verdict         when
+=============== ===================================================================================
+not tested      there is no estimate, or the run did not reach the setting that the claim is about
+holds           the estimate with two errors on either side lies in the claimed range, and, where
+                there is a null, beyond it; for a reported number: within two errors of it, or
+                beyond it where more is better
+does not hold   the estimate with two errors lies wholly outside the claimed range; for a reported
+                number: more than two errors from it
+not resolved    anything else, an estimate without an error among it
+=============== ===================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+HOLDS, FAILS, UNRESOLVED, UNTESTED = "holds", "does not hold", "not resolved", "not tested"
+ERRORS = 2.0  # standard errors on either side of an estimate
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a claim expects of an estimate: to lie between two values, in the estimate's unit."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass(frozen=True)
+class Number:
+    """What a claim expects of an estimate: to equal a reported number.
+
+    Attributes:
+        value: the number.
+        at_least: whether exceeding it is as good.
+    """
+
+    value: float
+    at_least: bool = False
+
+
+def judge(
+    estimate: float | None,
+    error: float | None,
+    null: float | None,
+    claim: Range | Number,
+    tested: bool = True,
+) -> str:
+    """One of the four verdicts of the table above.
+
+    Args:
+        estimate: what was measured; None if nothing was.
+        error: its standard error; None if it is not known, which leaves a claim unresolved.
+        null: what an estimate without the claimed effect stays on one side of with a probability of
+            97.5 %: its upper quantile where the claim bounds from below, else its lower one.
+        claim: what is claimed.
+        tested: whether the run reached the setting that the claim is about.
+    """
+    if estimate is None or math.isnan(estimate) or not tested:
+        return UNTESTED
+    if error is None or math.isnan(error):
+        return UNRESOLVED
+    low, high = estimate - ERRORS * error, estimate + ERRORS * error
+    if isinstance(claim, Number):
+        reached = high >= claim.value if claim.at_least else low <= claim.value <= high
+        return HOLDS if reached else FAILS
+    if high < claim.low or low > claim.high:
+        return FAILS
+    inside = claim.low < low and high < claim.high
+    beyond = null is None or math.isnan(null) or _beyond(estimate, null, claim)
+    return HOLDS if inside and beyond else UNRESOLVED
+
+
+def _beyond(estimate: float, null: float, claim: Range) -> bool:
+    return estimate > null if math.isfinite(claim.low) else estimate < null

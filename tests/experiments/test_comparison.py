@@ -1,0 +1,56 @@
+"""Claims, what was measured of them, and the pages that show it."""
+
+import pandas as pd
+import pytest
+
+from losskernel.experiments.claims import BY_ID, CLAIMS, measured, prose, verdict, write_claims
+from losskernel.experiments.comparison import MARKERS, pages, table
+
+
+def test_ids_are_unique_and_the_readme_shows_six():
+    assert len(BY_ID) == len(CLAIMS)
+    assert sum(claim.headline for claim in CLAIMS) == 6
+
+
+@pytest.mark.parametrize("name", BY_ID)
+@pytest.mark.parametrize(
+    "row", [(0.5, 0.1), (-0.5, 0.1), (0.5, None), (100.0, 0.1), (None, None)], ids=str
+)
+def test_a_verdict_is_short_and_says_the_number(name, row):
+    claim = BY_ID[name]
+    said = prose(claim, measured(*row, 3, "setting", null=0.7))
+    assert 1 <= len(said.split()) <= 25
+    assert said.startswith(verdict(claim, measured(*row, 3, "", null=0.7)))
+    assert row[0] is None or f"{row[0]:.3g}" in said
+
+
+def test_the_number_of_the_paper_and_its_side_are_said():
+    row = measured(0.949, 0.007, 10, "")
+    said = prose(BY_ID["mislabel.auc"], row)
+    assert said == "holds: 0.949 ± 0.007, within two errors of the paper's 0.958"
+    said = prose(BY_ID["mislabel.auc"], measured(0.9, 0.007, 10, ""))
+    assert said == "does not hold: 0.9 ± 0.007, below the paper's 0.958"
+
+
+def test_an_unknown_id_is_refused(tmp_path):
+    with pytest.raises(KeyError, match=r"mislabel.acu"):
+        write_claims({"mislabel.acu": measured(1, 1, 1, "")}, tmp_path / "claims.csv")
+
+
+def test_what_nothing_measured_is_not_tested_and_both_pages_show_it(tmp_path):
+    write_claims(
+        {"mislabel.auc": measured(0.97, 0.01, 5, "a setting", beside={"loss": 0.99})},
+        tmp_path / "claims.csv",
+    )
+    table([tmp_path / "claims.csv"], tmp_path / "compare.csv")
+    rows = pd.read_csv(tmp_path / "compare.csv").set_index("id")
+    assert list(rows.index) == [claim.id for claim in CLAIMS]
+    assert rows.verdict["arithmetic.auc"] == "not tested"
+    assert rows.verdict["mislabel.auc"].startswith("holds: 0.97 ± 0.01")
+    for name in ("README.md", "results.md"):
+        (tmp_path / name).write_text("\n".join(["before", *MARKERS, "after"]))
+    pages(tmp_path / "compare.csv", tmp_path / "README.md", tmp_path / "results.md")
+    short, full = ((tmp_path / name).read_text() for name in ("README.md", "results.md"))
+    assert "`mislabel.auc`" in short and "memorized" not in short
+    assert "memorized_digits" in full and "*Beside it*: loss 0.99." in full
+    assert short.startswith("before\n") and short.endswith("\nafter")
