@@ -3,8 +3,10 @@
 import csv
 import importlib
 import json
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from losskernel import LossTrace, correlation, covariance, self_covariance
-from losskernel.cli import _command_parser, main
+from losskernel.cli import EXAMPLES, HERE, _command_parser, main
 from losskernel.sampling.journal import Journal
 
 TENCH, GOLDFISH = "n01440764", "n01443537"
@@ -79,7 +81,7 @@ def refusal(capsys, folder, *arguments) -> str:
 
 def sample(folder, **changes):
     return (
-        *("imagenet", "sample", "--chain", 0, "--settings"),
+        *("workflow", "imagenet.sample", "sample", "--chain", 0, "--settings"),
         json.dumps(SETTINGS | {"image_folder": str(folder)} | changes),
         *("--journal", folder.parent / "journal", "--output", folder.parent / "trace.nc"),
     )
@@ -221,13 +223,13 @@ def test_a_network_that_does_not_learn_its_training_pairs_is_an_error(tmp_path, 
     network |= {"shared_operands": False, "shared_outputs": False}
     settings = {"network": network, "train_share": 1.0, "training": {"steps": 2, "warmup": 1}}
     command = (
-        *("arithmetic", "train", "--seed", 0, "--settings"),
+        *("workflow", "arithmetic.sample", "train", "--seed", 0, "--settings"),
         json.dumps(settings),
         *("--output", tmp_path / "network.safetensors", "--output-log", tmp_path / "log.json"),
     )
     assert "raise arithmetic.training.steps" in refusal(capsys, tmp_path, *command)
     wrong = json.dumps(settings | {"network": network | {"heads": 3}})
-    said = refusal(capsys, tmp_path, *command[:5], wrong, *command[6:])
+    said = refusal(capsys, tmp_path, *command[:6], wrong, *command[7:])
     assert "heads = 3 does not divide width = 8" in said
 
 
@@ -250,31 +252,58 @@ def test_numbers_do_not_depend_on_the_state_of_the_global_generator(images):
     np.testing.assert_array_equal(LossTrace.load(output).losses, first)
 
 
-def test_help_says_of_every_group_what_it_is(capsys):
-    with pytest.raises(SystemExit):
-        run("--help")
-    said = " ".join(capsys.readouterr().out.split())
-    assert "trace Tools for any saved trace" in said
-    assert "figure-gain Figure of the control variate" in said
+def shown(capsys, *arguments) -> str:
+    """What a command that only tells something prints."""
+    with pytest.raises(SystemExit) as ended:
+        run(*arguments)
+    assert ended.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("group", ["trace", "mislabel"])
+def test_help_shows_what_a_user_calls_with_examples_and_keeps_the_steps_of_the_workflow_apart(
+    capsys,
+):
+    said = shown(capsys, "--help")
+    assert "trace Tools for any saved trace" in said and "gain" not in said
+    assert all(" ".join(example.split()) in said for example in EXAMPLES.values())
+    steps = shown(capsys, "workflow", "--help")
+    assert "gain.figures Figure of the control variate" in steps
+    assert "arithmetic.setup" not in steps  # writes nothing, so it is no step
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values())
+def test_an_example_has_the_options_that_it_names(monkeypatch, example):
+    called = []
+    monkeypatch.setattr("losskernel.cli._run", lambda function, options: called.append(function))
+    main(shlex.split(example)[1:])
+    assert len(called) == 1
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert shown(capsys, "--version") == f"losskernel {version('losskernel')}"
+
+
+def test_every_module_of_users_commands_is_a_group_with_an_example():
+    names = {path.stem for path in (HERE / "commands").glob("[!_]*.py")}
+    assert names == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("group", EXAMPLES)
 def test_help_explains_every_option_of_a_users_command(group):
     module = importlib.import_module(f"losskernel.commands.{group}")
-    subparsers = _command_parser(module, group)._subparsers._group_actions[0].choices
+    parser = _command_parser(module, group)
+    commands = parser._subparsers._group_actions[0].choices if parser._subparsers else {"": parser}
     unexplained = [
         f"{command} {option.option_strings[0]}"
-        for command, parser in subparsers.items()
+        for command, parser in commands.items()
         for option in parser._actions
         if not (option.help or "").replace("(default: %(default)s)", "").strip()
     ]
-    assert subparsers and not unexplained
+    assert commands and not unexplained
 
 
 def test_help_leaves_the_arguments_out_of_the_description(capsys):
-    with pytest.raises(SystemExit):
-        run("trace", "neighbors", "--help")
-    said = " ".join(capsys.readouterr().out.split())
+    said = shown(capsys, "trace", "neighbors", "--help")
     assert "--k K neighbors of each input. (default: 10)" in said
     assert "Args:" not in said
 

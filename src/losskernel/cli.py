@@ -1,7 +1,9 @@
-"""The command line: the steps of :mod:`losskernel.experiments`, and tools for a saved trace.
+"""The command line: tools for a user's own model and traces, and the steps of the workflow.
 
-``losskernel arithmetic train --seed 0 --settings '{...}' --output weights.safetensors`` calls
-:func:`losskernel.experiments.arithmetic.sample.train` with those arguments; options follow its
+Every function of a module of :mod:`losskernel.commands` is a command; so is, below ``workflow``,
+every function of :mod:`losskernel.experiments` that has an ``output``. ``losskernel workflow
+arithmetic.sample train --seed 0 --settings '{...}' --output weights.safetensors`` calls
+:func:`losskernel.experiments.arithmetic.sample.train` with those arguments: options follow its
 signature, their help the section ``Args:`` of its docstring.
 """
 
@@ -16,42 +18,20 @@ import re
 import sys
 import time
 import typing
+from importlib.metadata import version
 from pathlib import Path
 
 from losskernel.errors import LossKernelError
 
-# Name of a group of commands -> its module.
-GROUPS = {
-    "map": "commands.map",
-    "trace": "commands.trace",
-    "mislabel": "commands.mislabel",
-    "limit": "commands.limit",
-    "arithmetic": "experiments.arithmetic.sample",
-    "arithmetic-separation": "experiments.arithmetic.analyze",
-    "arithmetic-search": "experiments.arithmetic.search",
-    "imagenet": "experiments.imagenet.sample",
-    "controls": "experiments.imagenet.controls",
-    "semantic": "experiments.imagenet.analyze",
-    "semantic-reports": "experiments.imagenet.reports",
-    "gamma-sweep": "experiments.gamma_sweep.analyze",
-    "gamma-sweep-small": "experiments.gamma_sweep.small",
-    "gamma-claims": "experiments.gamma_sweep.claims",
-    "gain": "experiments.gain.analyze",
-    "mislabel-memorized": "experiments.mislabel.memorized",
-    "mislabel-probe-time": "experiments.mislabel.probe_time",
-    "mislabel-claims": "experiments.mislabel.claims",
-    "development": "experiments.development.sample",
-    "development-measure": "experiments.development.measure",
-    "development-analysis": "experiments.development.analyze",
-    "development-arithmetic": "experiments.development.arithmetic",
-    "compare": "experiments.comparison",
-    "figure-arithmetic": "experiments.arithmetic.figures",
-    "figure-imagenet": "experiments.imagenet.figures",
-    "figure-gamma-sweep": "experiments.gamma_sweep.figures",
-    "figure-gain": "experiments.gain.figures",
-    "figure-mislabel": "experiments.mislabel.figures",
-    "figure-development": "experiments.development.figures",
+# A user's groups of commands, modules of losskernel.commands, each with an example.
+EXAMPLES = {
+    "trace": "losskernel trace summary --trace trace.nc",
+    "map": "losskernel map --trace trace.nc --output map.html",
+    "mislabel": "losskernel mislabel folder --images photos --model timm:resnet18 "
+    "--weights mine.safetensors --output suspects.csv",
+    "limit": "losskernel limit kernel --trace trace.nc --gram gram.npz --output kernel.npz",
 }
+HERE = Path(__file__).parent
 log = logging.getLogger("losskernel")
 
 
@@ -59,39 +39,57 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status is 0, or 1 after an error, told in one line."""
     parser = argparse.ArgumentParser(
         prog="losskernel",
-        description="Experiments of the replication, and tools for a saved trace: trace, mislabel.",
-        epilog="losskernel <group> --help names its commands.",
+        description="The loss kernel: covariances of per-input losses under local weight noise.",
+        epilog="examples:\n" + "\n".join(f"  {example}" for example in EXAMPLES.values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"losskernel {version('losskernel')}"
     )
     groups = parser.add_subparsers(metavar="group", required=True)
-    for group, name in GROUPS.items():
-        # Its --help is the command parser's, which names the commands.
-        commands = groups.add_parser(group, help=_first_line(name), add_help=False)
-        commands.set_defaults(module=f"losskernel.{name}", group=group)
+    for name in EXAMPLES:
+        _add_group(groups, name, f"commands.{name}", "losskernel")
+    steps = groups.add_parser(
+        "workflow",
+        help="Steps of the replication, as its rules call them.",
+        description="Steps of the replication; each group is a module of losskernel.experiments.",
+    ).add_subparsers(metavar="group", required=True)
+    for path in sorted((HERE / "experiments").glob("**/*.py")):
+        if "output: Path" in path.read_text(encoding="utf-8"):  # else it has no step
+            name = ".".join(path.relative_to(HERE / "experiments").with_suffix("").parts)
+            _add_group(steps, name, f"experiments.{name}", "losskernel workflow")
     known, rest = parser.parse_known_args(arguments)
     module = importlib.import_module(known.module)
-    chosen = _command_parser(module, known.group).parse_args(rest)
+    chosen = _command_parser(module, known.program).parse_args(rest)
     return _run(chosen.function, {k: v for k, v in vars(chosen).items() if k != "function"})
 
 
-def _first_line(module: str) -> str:
-    """Of a module's docstring, without importing it, which would import torch."""
-    with open(Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")) as file:
-        return file.readline().strip().strip('"')
+def _add_group(groups, name: str, module: str, program: str) -> None:
+    """A group of commands, which its own parser names: its module is imported only when called."""
+    with open(HERE.joinpath(*module.split(".")).with_suffix(".py")) as file:
+        described = file.readline().strip().strip('"')
+    group = groups.add_parser(name, help=described, add_help=False)
+    group.set_defaults(module=f"losskernel.{module}", program=f"{program} {name}")
 
 
-def _public_functions(module) -> dict[str, typing.Callable]:
+def _commands(module) -> dict[str, typing.Callable]:
+    """The public functions of a module; of an experiment those that write a result."""
+    steps = module.__name__.startswith("losskernel.experiments.")
     return {
         name: value
         for name, value in inspect.getmembers(module, inspect.isfunction)
-        if value.__module__ == module.__name__ and not name.startswith("_")
+        if value.__module__ == module.__name__
+        and not name.startswith("_")
+        and ("output" in inspect.signature(value).parameters or not steps)
     }
 
 
-def _command_parser(module, name: str) -> argparse.ArgumentParser:
-    functions = _public_functions(module)
-    if list(functions) == [name]:  # a group of one command is that command
-        return _options(argparse.ArgumentParser, functions[name], prog=f"losskernel {name}")
-    parser = argparse.ArgumentParser(prog=f"losskernel {name}", description=module.__doc__)
+def _command_parser(module, program: str) -> argparse.ArgumentParser:
+    functions = _commands(module)
+    if [f"losskernel.commands.{name}" for name in functions] == [module.__name__]:
+        # A group of one command, of the same name, is that command.
+        return _options(argparse.ArgumentParser, *functions.values(), prog=program)
+    parser = argparse.ArgumentParser(prog=program, description=module.__doc__)
     commands = parser.add_subparsers(metavar="command", required=True)
     for command, function in functions.items():
         first = _documented(function)[0].split("\n")[0]

@@ -151,7 +151,8 @@ def test_shuffled_labels_are_the_same_images_under_permuted_labels(folder, tmp_p
 
 def test_download_by_the_command_line_tells_of_a_missing_checksum(folder, tmp_path, caplog):
     url = (folder / "a.zip").as_uri()
-    arguments = ["development", "download", "--output", str(tmp_path / "b.zip"), "--settings"]
+    arguments = ["workflow", "development.sample", "download"]
+    arguments += ["--output", str(tmp_path / "b.zip"), "--settings"]
     assert main([*arguments, json.dumps({"url": url, "checksum": None})]) == 0
     digest = hashlib.sha256((folder / "a.zip").read_bytes()).hexdigest()
     assert f"no checksum is configured; write checksum: sha256:{digest}" in caplog.text

@@ -44,7 +44,7 @@ def claims(tmp_path):
             table.to_csv(tmp_path / f"{name}.csv", index=False)
             arguments += [f"--{name}", tmp_path / f"{name}.csv"]
         output = tmp_path / "claims.csv"
-        command = ["mislabel-claims", "claims", *arguments, "--output", output]
+        command = ["workflow", "mislabel.claims", "claims", *arguments, "--output", output]
         assert main([str(argument) for argument in command]) == 0
         return pd.read_csv(output).set_index("id")
 

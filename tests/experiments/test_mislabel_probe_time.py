@@ -119,5 +119,7 @@ def test_another_trace_is_refused(sampled, tmp_path):
     trace = LossTrace.load(sampled[1])
     del trace.dataset.attrs["labels_per_image"]
     trace.save(tmp_path / "other.nc")
-    with pytest.raises(ConfigError, match="other.nc: not made by `losskernel mislabel-probe-time"):
+    with pytest.raises(
+        ConfigError, match="other.nc: not made by `losskernel workflow mislabel.probe_time"
+    ):
         analyzed(tmp_path / "other.nc", tmp_path)

@@ -1,13 +1,17 @@
-"""Which source modules a function of ``losskernel`` depends on, read from the import statements.
+"""Functions of ``losskernel`` as steps of the workflow, read from the source without importing it.
 
-Rules take these files as input, so that changing a module re-runs exactly the rules that use it.
-Dependence starts at one function: of its own module it takes only the imports that the function (or
-a helper or class it names, there) uses; from each imported module on, it takes all.
+Which source files a function depends on is read from the import statements: a digest of their
+content is a parameter of the rule that calls it, so that changing a module re-runs exactly the
+rules that use it. Dependence starts at one function: of its own module it takes only the imports
+that the function (or a helper or class it names, there) uses; from each imported module on, it
+takes all.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
+import shlex
 import symtable
 from functools import cache
 from pathlib import Path
@@ -117,3 +121,46 @@ def sources(function: str) -> list[str]:
         files.add(found)
         todo += _imports(_tree(found)).values()
     return sorted(str(file.relative_to(ROOT.parent)) for file in files)
+
+
+def digest(function: str) -> str:
+    """The function's name, and 16 hex digits that change with the source files behind it."""
+    found = hashlib.sha256()
+    for name in sources(function):
+        found.update(name.encode() + b"\0" + (ROOT.parent / name).read_bytes())
+    return f"{function} {found.hexdigest()[:16]}"
+
+
+def parameters(function: str) -> list[str]:
+    """Names of a function's parameters."""
+    module, _, name = function.rpartition(".")
+    for node in _tree(_file(f"{PACKAGE}.{module}")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+    raise ValueError(f"{module}: has no function '{name}'")
+
+
+def command_line(function: str, options: dict[str, object]) -> str:
+    """The command that calls a function, every word quoted for the shell.
+
+    Args:
+        function: ``experiments.<module>.<function>`` or ``commands.<module>.<function>``.
+        options: value, or list of values, of each parameter; those that are None, False or empty
+            are left out, and True is an option without a value.
+
+    Raises:
+        ValueError: an option is no parameter of the function.
+    """
+    known = parameters(function)
+    package, _, rest = function.partition(".")
+    group, _, command = rest.rpartition(".")
+    words = ["losskernel", *(["workflow"] if package == "experiments" else []), group]
+    words.append(command.replace("_", "-"))
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"{function} has no parameter '{name}'; it has {', '.join(known)}")
+        values = [value] if isinstance(value, str | int | float) else list(value or [])
+        if values and value is not False:
+            words.append(f"--{name.replace('_', '-')}")
+            words += [] if value is True else map(str, values)
+    return shlex.join(words)

@@ -1,56 +1,89 @@
 """Settings, paths and helpers that the rules of every experiment use."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "lib"))
+from snakemake.io import apply_wildcards
+
+# Not workflow.basedir, which is another workflow's where this one is its module.
+REPOSITORY = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+sys.path.insert(0, str(REPOSITORY / "workflow" / "lib"))
 from settings import refuse_repeated_keys, validated
-from source_modules import sources
+from source_modules import command_line, digest, parameters
 
 for file in workflow.configfiles:
     refuse_repeated_keys(file)
-config = validated(config, Path(workflow.basedir) / "workflow/schemas/config.schema.yaml")
+config = validated(config, REPOSITORY / "workflow/schemas/config.schema.yaml")
 RESULTS = config["results"]
 FIGURES = config["figures"]
-REFERENCE = "results/reference"
+SEED = config["seed"]
+REFERENCE = os.path.relpath(REPOSITORY / "results/reference")
+HIERARCHY = f"{REFERENCE}/imagenet/hierarchy.json"
 
 
-# Software of every rule, for `--software-deployment-method conda`; relative to the rules.
-ENVIRONMENT = "../../envs/environment.yaml"
+def call(function, **options):
+    """The parameters of a step: the command that calls a function, and what is a reason to run.
+
+    ``function`` is of ``losskernel.experiments``, unless it begins with ``commands``.
+    The command's options are the named inputs; its outputs, of which that named ``x`` is the
+    parameter ``output_x``, or ``output`` if there is no such parameter; the wildcards that are
+    parameters; and ``options``, values or functions of the wildcards. Unnamed inputs are waited for
+    and no more. A change of an option, or of a source file behind the function, is a reason to run.
+    """
+    function = function if function.startswith("commands.") else f"experiments.{function}"
+    known = parameters(function)
+
+    def line(wildcards, input, output):
+        found = {name: value for name, value in wildcards.items() if name in known}
+        found |= dict(input.items())
+        for name, value in output.items():
+            found[f"output_{name}" if f"output_{name}" in known else "output"] = value
+        found.setdefault("output", output)
+        for name, value in options.items():
+            value = value(wildcards) if callable(value) else value
+            found[name] = apply_wildcards(value, wildcards) if isinstance(value, str) else value
+        return command_line(function, found)
+
+    return {"code": digest(function), **options, "call": line}
 
 
-def code(*functions):
-    """Source files behind functions of the library, an input: a change of them is a reason to run."""
-    return sorted({file for function in functions for file in sources(function)})
+def settings(section, keys="", **extra):
+    """Chosen keys of a section of the config, and others, as JSON.
 
-
-def settings_in_order(section, *keys, **extra):
-    """As :func:`settings`, with keys in the order of the config, where that means something."""
+    Args:
+        section: name; of a section within a section, with a dot.
+        keys: names, with spaces between them; the whole section if not given.
+    """
     found = config
     for name in section.split("."):
         found = found[name]
-    return json.dumps({**{key: found[key] for key in keys or found}, **extra})
+    return json.dumps({key: found[key] for key in keys.split() or found} | extra)
 
 
-def settings(section, *keys, **extra):
-    """Chosen keys of a section of the config as JSON; a change of them is a reason to run.
-
-    Without keys, the whole section. A section within a section is named with a dot.
-    """
-    return json.dumps(json.loads(settings_in_order(section, *keys, **extra)), sort_keys=True)
+def log(name):
+    """The log of a rule."""
+    return f"{RESULTS}/logs/{name}.log"
 
 
-def file_options(names):
-    """A rule's parameter: options that name those of its input files that there are."""
-    return lambda wildcards, input: " ".join(
-        f"--{name} {input[name]}" for name in names if input[name]
-    )
+def benchmark(name):
+    """Time and memory of a rule that samples."""
+    return f"{RESULTS}/benchmarks/{name}.tsv"
 
 
 def gpus(sampling):
     """GPUs that a job with these sampling settings asks for: one if it samples on CUDA."""
     return int(sampling.get("device", "cpu").startswith("cuda"))
+
+
+def figure(name, category):
+    """A figure as PDF, in the report with its caption, and as PNG."""
+    caption = f"../report/{name}.rst"
+    return {
+        "pdf": report(f"{FIGURES}/{name}.pdf", category=category, caption=caption),
+        "png": f"{FIGURES}/{name}.png",
+    }
 
 
 def figures(*names):

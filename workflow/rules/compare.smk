@@ -11,23 +11,13 @@ CLAIMS = [
 ]
 
 
-rule compare:
+use rule step as compare with:
     """One row for every number and claim of the paper: `snakemake compare`."""
     input:
         claims=CLAIMS,
-        code=code("experiments.comparison.table"),
     output:
         report(config["compare"], category="Reported against reproduced"),
     log:
-        f"{RESULTS}/logs/compare.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/compare.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    shell:
-        "losskernel compare table --claims {input.claims} "
-        "--output {output} 2> {log}"
+        log("compare"),
+    params:
+        **call("comparison.table"),

@@ -22,14 +22,13 @@ DEVELOPED |= {
 MAPPED = str(tiny["training_seeds"][0])  # the network whose maps are drawn
 
 
+TINY_PROBES = ("fixed", "rise")  # the two rules for the probe
 # What is known of each network's checkpoints: states, and traces under both rules for the probe.
 CHECKPOINT_FILES = {
     network: {
         "states": [f"{CHECKPOINTS}/{network}/{step}.npz" for step in steps],
         "traces": [
-            f"{CHECKPOINTS}/{network}/{step}-{probe}.nc"
-            for step in steps
-            for probe in ("fixed", "rise")
+            f"{CHECKPOINTS}/{network}/{step}-{probe}.nc" for step in steps for probe in TINY_PROBES
         ],
     }
     for network, steps in DEVELOPED.items()
@@ -50,40 +49,29 @@ wildcard_constraints:
     step=r"\d+",
 
 
-rule development_arithmetic_train:
+use rule step as development_arithmetic_train with:
     """Train a network on addition and division, leaving checkpoints."""
-    input:
-        code=code("experiments.development.arithmetic.train"),
     output:
         f"{DEVELOPMENT}/arithmetic/{{seed}}.csv",
     log:
-        f"{RESULTS}/logs/development_arithmetic_train/{{seed}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/development_arithmetic_train/{{seed}}.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=20,
+        log("development_arithmetic_train/{seed}"),
     params:
-        settings=settings("development.arithmetic", "training", "checkpoints", **SHARED),
-        folder=f"{DEVELOPMENT}/arithmetic/checkpoints/{{seed}}",
-    shell:
-        "losskernel development-arithmetic train --settings {params.settings:q} "
-        "--seed {wildcards.seed} --folder {params.folder} --output {output} 2> {log}"
+        **call(
+            "development.arithmetic.train",
+            settings=settings("development.arithmetic", "training checkpoints", **SHARED),
+            folder=f"{DEVELOPMENT}/arithmetic/checkpoints/{{seed}}",
+        ),
 
 
-rule development_arithmetic_sample:
+use rule step as development_arithmetic_sample with:
     """Traces for kernel and learning coefficient, and the exact limit, at every checkpoint."""
     input:
-        history=rules.development_arithmetic_train.output,
-        code=code("experiments.development.arithmetic.sample"),
+        rules.development_arithmetic_train.output,
     output:
         traces=expand(
             f"{DEVELOPMENT}/arithmetic/{{{{seed}}}}/{{step}}.nc", step=growth["checkpoints"]
         ),
-        coefficients=expand(
+        coefficient=expand(
             f"{DEVELOPMENT}/arithmetic/{{{{seed}}}}/{{step}}-coefficient.nc",
             step=growth["checkpoints"],
         ),
@@ -91,35 +79,25 @@ rule development_arithmetic_sample:
             f"{DEVELOPMENT}/arithmetic/{{{{seed}}}}/{{step}}.npz", step=growth["checkpoints"]
         ),
     log:
-        f"{RESULTS}/logs/development_arithmetic_sample/{{seed}}.log",
+        log("development_arithmetic_sample/{seed}"),
     benchmark:
-        f"{RESULTS}/benchmarks/development_arithmetic_sample/{{seed}}.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
+        benchmark("development_arithmetic_sample/{seed}")
     resources:
-        mem_mb=2000,
-        runtime=20,
         gpu=gpus(growth["sampling"]),
     params:
-        settings=settings(
-            "development.arithmetic",
-            "checkpoints",
-            "probe_inputs",
-            "sampling",
-            "sampling_seed",
-            "learning_coefficient",
-            parameters=arithmetic["groups"][arithmetic["figure_group"]]["parameters"],
-            **SHARED,
+        **call(
+            "development.arithmetic.sample",
+            settings=settings(
+                "development.arithmetic",
+                "checkpoints probe_inputs sampling sampling_seed learning_coefficient",
+                parameters=arithmetic["groups"][arithmetic["figure_group"]]["parameters"],
+                **SHARED,
+            ),
+            folder=rules.development_arithmetic_train.params.folder,
         ),
-        folder=rules.development_arithmetic_train.params.folder,
-    shell:
-        "losskernel development-arithmetic sample --settings {params.settings:q} "
-        "--seed {wildcards.seed} --folder {params.folder} --output {output.traces} "
-        "--output-coefficient {output.coefficients} --output-limits {output.limits} 2> {log}"
 
 
-rule development_arithmetic_measure:
+use rule step as development_arithmetic_measure with:
     """Accuracy, separation, R and learning coefficient at every checkpoint; maps."""
     input:
         history=expand(rules.development_arithmetic_train.output, seed=growth["training_seeds"]),
@@ -127,58 +105,37 @@ rule development_arithmetic_measure:
             rules.development_arithmetic_sample.output.traces, seed=growth["training_seeds"]
         ),
         coefficients=expand(
-            rules.development_arithmetic_sample.output.coefficients, seed=growth["training_seeds"]
+            rules.development_arithmetic_sample.output.coefficient, seed=growth["training_seeds"]
         ),
         limits=expand(
             rules.development_arithmetic_sample.output.limits, seed=growth["training_seeds"]
         ),
-        code=code("experiments.development.arithmetic.measure"),
     output:
         table=f"{DEVELOPMENT}/arithmetic.csv",
         maps=f"{DEVELOPMENT}/arithmetic_maps.npz",
     log:
-        f"{RESULTS}/logs/development_arithmetic_measure.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/development_arithmetic_measure.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=20,
+        log("development_arithmetic_measure"),
     params:
-        settings=settings("development.arithmetic", "neighbors", seed=config["seed"], **SHARED),
-    shell:
-        "losskernel development-arithmetic measure --settings {params.settings:q} "
-        "--history {input.history} --traces {input.traces} --coefficients {input.coefficients} "
-        "--limits {input.limits} --output {output.table} --output-maps {output.maps} 2> {log}"
+        **call(
+            "development.arithmetic.measure",
+            settings=settings("development.arithmetic", "neighbors", seed=SEED, **SHARED),
+        ),
 
 
-rule figure_development_arithmetic:
+use rule step as figure_development_arithmetic with:
     """Accuracy, separation, R and learning coefficient along training, and maps."""
     input:
         table=rules.development_arithmetic_measure.output.table,
         maps=rules.development_arithmetic_measure.output.maps,
-        code=code("experiments.development.figures.arithmetic"),
     output:
-        pdf=report(f"{FIGURES}/development_arithmetic.pdf", category="5 Development"),
-        png=f"{FIGURES}/development_arithmetic.png",
+        **figure("development_arithmetic", "5 Development"),
     log:
-        f"{RESULTS}/logs/figure_development_arithmetic.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_development_arithmetic.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    shell:
-        "losskernel figure-development arithmetic --table {input.table} --maps {input.maps} "
-        "--output {output.pdf} --output-png {output.png} 2> {log}"
+        log("figure_development_arithmetic"),
+    params:
+        **call("development.figures.arithmetic"),
 
 
-PREPARED = ("image_size", "crop", "network", "training")
+PREPARED = "image_size crop network training"
 
 if tiny["archive"] in ("download", "generated"):
     TINY_ARCHIVE = f"{DEVELOPMENT}/tiny-imagenet-200.zip"
@@ -187,299 +144,183 @@ else:
 
 if tiny["archive"] == "download":
 
-    rule development_download:
+    use rule step as development_download with:
         """The official archive of Tiny ImageNet, 248 MB, its checksum verified."""
-        input:
-            code=code("experiments.development.sample.download"),
         output:
             protected(TINY_ARCHIVE),
         log:
-            f"{RESULTS}/logs/development_download.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/development_download.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
-        resources:
-            mem_mb=1000,
-            runtime=60,
+            log("development_download"),
         params:
-            settings=settings("development.tiny_imagenet", "url", "checksum"),
-        shell:
-            "losskernel development download --settings {params.settings:q} --output {output} "
-            "2> {log}"
+            **call(
+                "development.sample.download",
+                settings=settings("development.tiny_imagenet", "url checksum"),
+            ),
 
 
 if tiny["archive"] == "generated":
 
-    rule development_generate:
+    use rule step as development_generate with:
         """Random textures in the layout of the archive, in place of photographs."""
-        input:
-            code=code("experiments.development.sample.generate"),
         output:
             TINY_ARCHIVE,
         log:
-            f"{RESULTS}/logs/development_generate.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/development_generate.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
-        resources:
-            mem_mb=1000,
-            runtime=5,
+            log("development_generate"),
         params:
-            settings=settings("development.tiny_imagenet.generate", seed=config["seed"]),
-        shell:
-            "losskernel development generate --settings {params.settings:q} --output {output} "
-            "2> {log}"
+            **call(
+                "development.sample.generate",
+                settings=settings("development.tiny_imagenet.generate", seed=SEED),
+            ),
 
 
-rule development_train:
+use rule step as development_train with:
     """Train a network, or with permuted labels its control; checkpoints survive a kill."""
     input:
         archive=TINY_ARCHIVE or [],
-        code=code("experiments.development.sample.train"),
     output:
         f"{DEVELOPMENT}/networks/{{network}}.csv",
     log:
-        f"{RESULTS}/logs/development_train/{{network}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/development_train/{{network}}.tsv"
-    conda:
-        ENVIRONMENT
+        log("development_train/{network}"),
     threads: tiny["threads"]
     resources:
-        mem_mb=4000,
         runtime=1440,
         gpu=gpus(tiny),
     params:
-        settings=settings(
-            "development.tiny_imagenet",
-            *PREPARED,
-            "device",
-            "train_per_class",
-            "checkpoints",
-            "shuffled",
-            "save_every",
+        **call(
+            "development.sample.train",
+            settings=settings(
+                "development.tiny_imagenet",
+                f"{PREPARED} device train_per_class checkpoints shuffled save_every",
+            ),
+            seed=lambda wildcards: wildcards.network.removeprefix("shuffled-"),
+            shuffled=lambda wildcards: wildcards.network.startswith("shuffled-"),
+            folder=f"{DEVELOPMENT}/checkpoints/{{network}}",
         ),
-        folder=f"{DEVELOPMENT}/checkpoints/{{network}}",
-        seed=lambda wildcards: wildcards.network.removeprefix("shuffled-"),
-        shuffled=lambda wildcards: (
-            "--shuffled" if wildcards.network.startswith("shuffled") else ""
-        ),
-    shell:
-        "losskernel development train --settings {params.settings:q} --archive {input.archive} "
-        "--seed {params.seed} {params.shuffled} --folder {params.folder} --output {output} "
-        "2> {log}"
 
 
-rule development_sample:
+use rule step as development_sample with:
     """Traces under both rules for the probe, features and gradients at one checkpoint."""
     input:
+        rules.development_train.output,
         archive=TINY_ARCHIVE or [],
-        history=rules.development_train.output,
-        code=code("experiments.development.sample.sample"),
     output:
         state=f"{DEVELOPMENT}/{{network}}/{{step}}.npz",
-        fixed=f"{DEVELOPMENT}/{{network}}/{{step}}-fixed.nc",
-        rise=f"{DEVELOPMENT}/{{network}}/{{step}}-rise.nc",
+        traces=[f"{DEVELOPMENT}/{{network}}/{{step}}-{probe}.nc" for probe in TINY_PROBES],
     log:
-        f"{RESULTS}/logs/development_sample/{{network}}-{{step}}.log",
+        log("development_sample/{network}-{step}"),
     benchmark:
-        f"{RESULTS}/benchmarks/development_sample/{{network}}-{{step}}.tsv"
-    conda:
-        ENVIRONMENT
+        benchmark("development_sample/{network}-{step}")
     threads: tiny["threads"]
     resources:
-        mem_mb=4000,
         runtime=240,
         gpu=gpus(tiny["sampling"]),
     params:
-        settings=settings(
-            "development.tiny_imagenet",
-            *PREPARED,
-            "gradient_per_class",
-            "probe_per_class",
-            "calibration_batches",
-            "probe",
-            "pilot",
-            "sampling",
-            "sampling_seed",
+        **call(
+            "development.sample.sample",
+            settings=settings(
+                "development.tiny_imagenet",
+                f"{PREPARED} gradient_per_class probe_per_class calibration_batches probe pilot sampling sampling_seed",
+            ),
+            folder=rules.development_train.params.folder,
+            journal=f"{DEVELOPMENT}/journals/{{network}}-{{step}}",
         ),
-        folder=rules.development_train.params.folder,
-        journal=f"{DEVELOPMENT}/journals/{{network}}-{{step}}",
-    shell:
-        "losskernel development sample --settings {params.settings:q} --archive {input.archive} "
-        "--folder {params.folder} --network {wildcards.network} --step {wildcards.step} "
-        "--journal {params.journal} --output {output.state} "
-        "--output-traces {output.fixed} {output.rise} 2> {log}"
 
 
-rule development_measure:
+use rule step as development_measure with:
     """Agreement of a network's kernels with the hierarchy at every checkpoint, with errors, null."""
     input:
         unpack(lambda wildcards: CHECKPOINT_FILES[wildcards.network]),
-        hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
-        code=code("experiments.development.measure.measure"),
+        hierarchy=HIERARCHY,
     output:
         f"{DEVELOPMENT}/measured/{{network}}.npz",
     log:
-        f"{RESULTS}/logs/development_measure/{{network}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/development_measure/{{network}}.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=60,
+        log("development_measure/{network}"),
     params:
-        settings=settings(
-            "development.tiny_imagenet.analysis",
-            "neighbors",
-            "class_pairs",
-            "permutations",
-            "jackknife_blocks",
-            "class_groups",
-            seed=config["seed"],
+        **call(
+            "development.measure.measure",
+            settings=settings(
+                "development.tiny_imagenet.analysis",
+                "neighbors class_pairs permutations jackknife_blocks class_groups",
+                seed=SEED,
+            ),
         ),
-    shell:
-        "losskernel development-measure measure --settings {params.settings:q} "
-        "--states {input.states} --traces {input.traces} --hierarchy {input.hierarchy} "
-        "--output {output} 2> {log}"
 
 
-rule development_maps:
+use rule step as development_maps with:
     """Maps of the first network along training, and how similar its checkpoints are."""
     input:
         **CHECKPOINT_FILES[MAPPED],
-        hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
-        code=code("experiments.development.measure.maps"),
+        hierarchy=HIERARCHY,
     output:
         f"{DEVELOPMENT}/maps.npz",
     log:
-        f"{RESULTS}/logs/development_maps.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/development_maps.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=60,
+        log("development_maps"),
     params:
-        settings=settings(
-            "development.tiny_imagenet.analysis",
-            "headline",
-            "map_neighbors",
-            "map_epochs",
-            seed=config["seed"],
+        **call(
+            "development.measure.maps",
+            settings=settings(
+                "development.tiny_imagenet.analysis",
+                "headline map_neighbors map_epochs",
+                seed=SEED,
+            ),
         ),
-    shell:
-        "losskernel development-measure maps --settings {params.settings:q} "
-        "--states {input.states} --traces {input.traces} --hierarchy {input.hierarchy} "
-        "--output {output} 2> {log}"
 
 
-rule development_analyze:
+use rule step as development_analyze with:
     """When each depth of the hierarchy appears along training, and in what order."""
     input:
         curves=CURVES.values(),
-        code=code("experiments.development.analyze.analyze"),
     output:
         metrics=f"{DEVELOPMENT}/metrics.csv",
         crossings=f"{DEVELOPMENT}/crossings.csv",
         order=f"{DEVELOPMENT}/order.csv",
     log:
-        f"{RESULTS}/logs/development_analyze.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/development_analyze.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=10,
+        log("development_analyze"),
     params:
-        settings=settings("development.tiny_imagenet.analysis", seed=config["seed"]),
-    shell:
-        "losskernel development-analysis analyze --settings {params.settings:q} "
-        "--curves {input.curves} --output {output.metrics} --output-crossings {output.crossings} "
-        "--output-order {output.order} 2> {log}"
+        **call(
+            "development.analyze.analyze",
+            settings=settings("development.tiny_imagenet.analysis", seed=SEED),
+        ),
 
 
-rule development_claims:
+use rule step as development_claims with:
     """What the trajectory says of the paper's claim."""
     input:
         order=rules.development_analyze.output.order,
         crossings=rules.development_analyze.output.crossings,
         metrics=rules.development_analyze.output.metrics,
-        code=code("experiments.development.analyze.claims"),
     output:
         f"{DEVELOPMENT}/claims.csv",
     log:
-        f"{RESULTS}/logs/development_claims.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/development_claims.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
+        log("development_claims"),
     params:
-        settings=settings("development.tiny_imagenet.analysis", "headline"),
-    shell:
-        "losskernel development-analysis claims --settings {params.settings:q} "
-        "--order {input.order} --crossings {input.crossings} --metrics {input.metrics} "
-        "--output {output} 2> {log}"
+        **call(
+            "development.analyze.claims",
+            settings=settings("development.tiny_imagenet.analysis", "headline"),
+        ),
 
 
-rule figure_development:
+use rule step as figure_development with:
     """Maps in a row, lift by depth along training, order of the depths, CKA of checkpoints."""
     input:
         metrics=rules.development_analyze.output.metrics,
         crossings=rules.development_analyze.output.crossings,
         order=rules.development_analyze.output.order,
         arrays=rules.development_maps.output,
-        code=code("experiments.development.figures.trajectory"),
     output:
-        pdf=report(f"{FIGURES}/development.pdf", category="5 Development"),
-        png=f"{FIGURES}/development.png",
+        **figure("development", "5 Development"),
     log:
-        f"{RESULTS}/logs/figure_development.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_development.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    shell:
-        "losskernel figure-development trajectory --metrics {input.metrics} "
-        "--crossings {input.crossings} --order {input.order} --arrays {input.arrays} "
-        "--output {output.pdf} --output-png {output.png} 2> {log}"
+        log("figure_development"),
+    params:
+        **call("development.figures.trajectory"),
 
 
-rule figure_development_animation:
+use rule step as figure_development_animation with:
     """The map along training as a GIF."""
     input:
         arrays=rules.development_maps.output,
-        code=code("experiments.development.figures.animation"),
     output:
         report(f"{FIGURES}/development_map.gif", category="5 Development"),
     log:
-        f"{RESULTS}/logs/figure_development_animation.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_development_animation.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    shell:
-        "losskernel figure-development animation --arrays {input.arrays} --output {output} "
-        "2> {log}"
+        log("figure_development_animation"),
+    params:
+        **call("development.figures.animation"),

@@ -18,11 +18,7 @@ SWEEP_CHAINS = {
     name: range(place * sweep["sampling"]["chains"], (place + 1) * sweep["sampling"]["chains"])
     for place, name in enumerate(SWEEP_PROBES)
 }
-SWEEP_LOADING = {key: imagenet[key] for key in LOADING} | {
-    "image_folder": IMAGES,
-    "max_inputs": sweep["max_inputs"],
-    "seed": config["seed"],
-}
+SWEEP_LOADING = {"image_folder": IMAGES, "max_inputs": sweep["max_inputs"], "seed": SEED}
 
 
 wildcard_constraints:
@@ -30,85 +26,70 @@ wildcard_constraints:
     sweep_chain=r"\d+",
 
 
-rule gamma_sweep_sample:
+use rule step as gamma_sweep_sample with:
     """One chain of one setting; its journal survives a kill."""
     input:
-        images=IMAGES or [],
-        code=code("experiments.imagenet.sample.sample"),
+        IMAGES or [],
     output:
         f"{SWEEP}/chains/{{sweep_probe}}-{{sweep_chain}}.nc",
     log:
-        f"{RESULTS}/logs/gamma_sweep_sample/{{sweep_probe}}-{{sweep_chain}}.log",
+        log("gamma_sweep_sample/{sweep_probe}-{sweep_chain}"),
     benchmark:
-        f"{RESULTS}/benchmarks/gamma_sweep_sample/{{sweep_probe}}-{{sweep_chain}}.tsv"
-    conda:
-        ENVIRONMENT
+        benchmark("gamma_sweep_sample/{sweep_probe}-{sweep_chain}")
     threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
         runtime=1440,
         gpu=gpus(sweep["sampling"]),
     params:
-        settings=lambda wildcards: json.dumps(
-            {
+        **call(
+            "imagenet.sample.sample",
+            settings=lambda wildcards: settings(
+                "imagenet",
+                LOADING,
                 **SWEEP_LOADING,
-                "probe": SWEEP_PROBES[wildcards.sweep_probe],
-                "sampling": sweep["sampling"],
-            },
-            sort_keys=True,
+                probe=SWEEP_PROBES[wildcards.sweep_probe],
+                sampling=sweep["sampling"],
+            ),
+            chain=lambda wildcards: wildcards.sweep_chain,
+            journal=f"{SWEEP}/journals/{{sweep_probe}}-{{sweep_chain}}",
         ),
-        journal=f"{SWEEP}/journals/{{sweep_probe}}-{{sweep_chain}}",
-    shell:
-        "losskernel imagenet sample --settings {params.settings:q} --chain {wildcards.sweep_chain} "
-        "--journal {params.journal} --output {output} 2> {log}"
 
 
 if sweep["limit"]:
 
-    rule gamma_sweep_gradients:
+    use rule step as gamma_sweep_gradients with:
         """Loss gradients of the images of the sweep, for the exact limit and the control variate."""
         input:
-            images=IMAGES or [],
-            code=code("experiments.imagenet.sample.gradients"),
+            IMAGES or [],
         output:
             temp(directory(f"{SWEEP}/gradients")),
         log:
-            f"{RESULTS}/logs/gamma_sweep_gradients.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/gamma_sweep_gradients.tsv"
-        conda:
-            ENVIRONMENT
+            log("gamma_sweep_gradients"),
         threads: imagenet["threads"]
         resources:
             mem_mb=MODEL_MEMORY,
             runtime=240,
         params:
-            settings=json.dumps({**SWEEP_LOADING, "sampling": {}}, sort_keys=True),
-        shell:
-            "losskernel imagenet gradients --settings {params.settings:q} --output {output} 2> {log}"
+            **call(
+                "imagenet.sample.gradients",
+                settings=settings("imagenet", LOADING, **SWEEP_LOADING, sampling={}),
+            ),
 
-    rule gamma_sweep_limit:
+    use rule step as gamma_sweep_limit with:
         """Gram matrix of the gradients: the end of the sweep at infinite gamma."""
         input:
             gradients=rules.gamma_sweep_gradients.output,
-            code=code("commands.limit.gram"),
         output:
             f"{SWEEP}/limit.npz",
         log:
-            f"{RESULTS}/logs/gamma_sweep_limit.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/gamma_sweep_limit.tsv"
-        conda:
-            ENVIRONMENT
+            log("gamma_sweep_limit"),
         threads: imagenet["threads"]
-        resources:
-            mem_mb=3000,
-            runtime=60,
-        shell:
-            "losskernel limit gram --gradients {input.gradients} --output {output} 2> {log}"
+        params:
+            **call("commands.limit.gram"),
 
 
-rule gamma_sweep_join:
+use rule step as gamma_sweep_join with:
     """The chains of one setting, with the linear part of every loss where gradients are known."""
     input:
         traces=lambda wildcards: expand(
@@ -117,153 +98,97 @@ rule gamma_sweep_join:
             sweep_chain=SWEEP_CHAINS[wildcards.sweep_probe],
         ),
         gradients=rules.gamma_sweep_gradients.output if sweep["limit"] else [],
-        code=code("experiments.imagenet.sample.join"),
     output:
         f"{SWEEP}/{{sweep_probe}}.nc",
     log:
-        f"{RESULTS}/logs/gamma_sweep_join/{{sweep_probe}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/gamma_sweep_join/{{sweep_probe}}.tsv"
-    conda:
-        ENVIRONMENT
+        log("gamma_sweep_join/{sweep_probe}"),
     threads: imagenet["threads"]
     resources:
-        mem_mb=3000,
         runtime=120,
         gpu=gpus(sweep["sampling"]) if sweep["limit"] else 0,  # as imagenet_join
     params:
-        journals=lambda wildcards: expand(
-            rules.gamma_sweep_sample.params.journal,
-            sweep_probe=wildcards.sweep_probe,
-            sweep_chain=SWEEP_CHAINS[wildcards.sweep_probe],
+        **call(
+            "imagenet.sample.join",
+            journals=lambda wildcards: expand(
+                rules.gamma_sweep_sample.params.journal,
+                sweep_probe=wildcards.sweep_probe,
+                sweep_chain=SWEEP_CHAINS[wildcards.sweep_probe],
+            ),
         ),
-        gradients=lambda wildcards, input: (
-            f"--gradients {input.gradients}" if sweep["limit"] else ""
-        ),
-    shell:
-        "losskernel imagenet join --traces {input.traces} --journals {params.journals} "
-        "{params.gradients} --output {output} 2> {log}"
 
 
-rule gamma_sweep_colors:
+use rule step as gamma_sweep_colors with:
     """Mean color of every image: a table without a pixel in it."""
     input:
-        images=IMAGES or [],
-        code=code("experiments.gamma_sweep.analyze.colors"),
+        IMAGES or [],
     output:
         f"{IMAGENET}/colors.csv",
     log:
-        f"{RESULTS}/logs/gamma_sweep_colors.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/gamma_sweep_colors.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=30,
+        log("gamma_sweep_colors"),
     params:
-        settings=settings("imagenet", "per_class", "skip_unreadable", image_folder=IMAGES),
-    shell:
-        "losskernel gamma-sweep colors --settings {params.settings:q} --output {output} 2> {log}"
+        **call(
+            "gamma_sweep.analyze.colors",
+            settings=settings("imagenet", "per_class skip_unreadable", image_folder=IMAGES),
+        ),
 
 
-rule gamma_sweep_analyze:
+use rule step as gamma_sweep_analyze with:
     """Lifts, contrasts, CKA and convergence of every setting, and their trends."""
     input:
         traces=expand(f"{SWEEP_INTERMEDIATE}/{{sweep_probe}}.nc", sweep_probe=SWEEP_PROBES),
         colors=f"{INTERMEDIATE}/colors.csv",
         limit=f"{SWEEP_INTERMEDIATE}/limit.npz" if sweep["limit"] else [],
-        hierarchy=f"{REFERENCE}/imagenet/hierarchy.json",
-        code=code("experiments.gamma_sweep.analyze.analyze"),
+        hierarchy=HIERARCHY,
     output:
         metrics=f"{SWEEP}/metrics.csv",
         regimes=f"{SWEEP}/regimes.csv",
         trends=f"{SWEEP}/trends.csv",
         cka=f"{SWEEP}/cka.csv",
     log:
-        f"{RESULTS}/logs/gamma_sweep_analyze.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/gamma_sweep_analyze.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=3000,
-        runtime=30,
+        log("gamma_sweep_analyze"),
     params:
-        settings=json.dumps(
-            {**sweep["analysis"], "base": sweep["base"], "seed": config["seed"]}, sort_keys=True
+        **call(
+            "gamma_sweep.analyze.analyze",
+            settings=settings("gamma_sweep.analysis", base=sweep["base"], seed=SEED),
         ),
-        limit=lambda wildcards, input: f"--limit {input.limit}" if sweep["limit"] else "",
-    shell:
-        "losskernel gamma-sweep analyze --traces {input.traces} --colors {input.colors} "
-        "--hierarchy {input.hierarchy} {params.limit} --settings {params.settings:q} "
-        "--output {output.metrics} --output-regimes {output.regimes} "
-        "--output-trends {output.trends} --output-cka {output.cka} 2> {log}"
 
 
-rule gamma_sweep_claims:
+use rule step as gamma_sweep_claims with:
     """What the sweep says of the paper's claims."""
     input:
         metrics=rules.gamma_sweep_analyze.output.metrics,
         trends=rules.gamma_sweep_analyze.output.trends,
         regimes=rules.gamma_sweep_analyze.output.regimes,
-        code=code("experiments.gamma_sweep.claims.claims"),
     output:
         f"{SWEEP}/claims.csv",
     log:
-        f"{RESULTS}/logs/gamma_sweep_claims.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/gamma_sweep_claims.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
+        log("gamma_sweep_claims"),
     params:
-        settings=json.dumps(
-            {
-                **sweep["analysis"],
-                "base": sweep["base"],
-                "draws": sweep["sampling"]["draws"],
-                "chains": sweep["sampling"]["chains"],
-            },
-            sort_keys=True,
+        **call(
+            "gamma_sweep.claims.claims",
+            settings=settings(
+                "gamma_sweep.analysis",
+                base=sweep["base"],
+                draws=sweep["sampling"]["draws"],
+                chains=sweep["sampling"]["chains"],
+            ),
         ),
-    shell:
-        "losskernel gamma-claims claims --metrics {input.metrics} --trends {input.trends} "
-        "--regimes {input.regimes} --settings {params.settings:q} "
-        "--output {output} 2> {log}"
 
 
-rule figure_gamma_sweep:
+use rule step as figure_gamma_sweep with:
     """Lifts, loss, convergence and agreement of kernels along gamma, regimes shaded."""
     input:
         metrics=rules.gamma_sweep_analyze.output.metrics,
         regimes=rules.gamma_sweep_analyze.output.regimes,
         cka=rules.gamma_sweep_analyze.output.cka,
-        code=code("experiments.gamma_sweep.figures.sweep"),
     output:
-        pdf=report(f"{FIGURES}/gamma_sweep.pdf", category="2 ImageNet"),
-        png=f"{FIGURES}/gamma_sweep.png",
+        **figure("gamma_sweep", "2 ImageNet"),
     log:
-        f"{RESULTS}/logs/figure_gamma_sweep.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_gamma_sweep.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
+        log("figure_gamma_sweep"),
     params:
-        settings=json.dumps(
-            {**sweep["analysis"], "base": sweep["base"], "draws": sweep["sampling"]["draws"]},
-            sort_keys=True,
+        **call(
+            "gamma_sweep.figures.sweep",
+            settings=settings(
+                "gamma_sweep.analysis", base=sweep["base"], draws=sweep["sampling"]["draws"]
+            ),
         ),
-    shell:
-        "losskernel figure-gamma-sweep sweep --metrics {input.metrics} --regimes {input.regimes} "
-        "--cka {input.cka} --settings {params.settings:q} --output {output.pdf} "
-        "--output-png {output.png} 2> {log}"

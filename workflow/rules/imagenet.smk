@@ -15,13 +15,13 @@ CHAINS = range(imagenet["sampling"]["chains"])
 # room for 1.3 GB of them: 2,000 images of 224 px. A profile's set-resources can ask for more.
 DECODED = 12 * (imagenet["max_inputs"] or 0) * (imagenet["image_size"] or 0) ** 2 // 10**6
 MODEL_MEMORY = 4000 + 3 * max(1300, DECODED)
-LOADING = ("model", "weights", "image_size", "per_class", "max_inputs", "skip_unreadable")
+LOADING = "model weights image_size per_class max_inputs skip_unreadable"
 # What the kernels of the inputs, and the hierarchy of their classes, are made of.
 KERNELS = {
     "trace": f"{INTERMEDIATE}/trace.nc",
     "features": f"{INTERMEDIATE}/features.npz",
     "limit": f"{INTERMEDIATE}/limit.npz" if imagenet["limit"] else [],
-    "hierarchy": f"{REFERENCE}/imagenet/hierarchy.json",
+    "hierarchy": HIERARCHY,
 }
 
 
@@ -29,125 +29,91 @@ if IMAGES == "generated":
     # Stand-ins for photographs, for a run without data: class folders of random textures.
     IMAGES = f"{IMAGENET}/generated"
 
-    rule imagenet_generate:
+    use rule step as imagenet_generate with:
         """Random textures in class folders, in place of photographs."""
-        input:
-            code=code("experiments.imagenet.sample.generate"),
         output:
             directory(IMAGES),
         log:
-            f"{RESULTS}/logs/imagenet_generate.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/imagenet_generate.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
-        resources:
-            mem_mb=1000,
-            runtime=5,
+            log("imagenet_generate"),
         params:
-            settings=json.dumps({**imagenet["generate"], "seed": config["seed"]}),
-        shell:
-            "losskernel imagenet generate --settings {params.settings:q} --output {output} "
-            "2> {log}"
+            **call(
+                "imagenet.sample.generate",
+                settings=json.dumps({**imagenet["generate"], "seed": SEED}),
+            ),
 
 
-rule imagenet_sample:
+use rule step as imagenet_sample with:
     """One chain of SGLD around the published weights; its journal survives a kill."""
     input:
-        images=IMAGES or [],
-        code=code("experiments.imagenet.sample.sample"),
+        IMAGES or [],
     output:
         f"{IMAGENET}/chains/{{chain}}.nc",
     log:
-        f"{RESULTS}/logs/imagenet_sample/{{chain}}.log",
+        log("imagenet_sample/{chain}"),
     benchmark:
-        f"{RESULTS}/benchmarks/imagenet_sample/{{chain}}.tsv"
-    conda:
-        ENVIRONMENT
+        benchmark("imagenet_sample/{chain}")
     threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
         runtime=1440,
         gpu=gpus(imagenet["sampling"]),
     params:
-        settings=settings(
-            "imagenet",
-            *LOADING,
-            "probe",
-            "sampling",
-            image_folder=IMAGES,
-            seed=config["seed"],
+        **call(
+            "imagenet.sample.sample",
+            settings=settings(
+                "imagenet", f"{LOADING} probe sampling", image_folder=IMAGES, seed=SEED
+            ),
+            journal=f"{IMAGENET}/journals/{{chain}}",
         ),
-        journal=f"{IMAGENET}/journals/{{chain}}",
-    shell:
-        "losskernel imagenet sample --settings {params.settings:q} --chain {wildcards.chain} "
-        "--journal {params.journal} --output {output} 2> {log}"
 
 
 if imagenet["limit"]:
 
-    rule imagenet_gradients:
+    use rule step as imagenet_gradients with:
         """Loss gradient of every image, for the exact limit and the control variate; resumable."""
         input:
-            images=IMAGES or [],
-            code=code("experiments.imagenet.sample.gradients"),
+            IMAGES or [],
         output:
             temp(directory(f"{IMAGENET}/gradients")),
         log:
-            f"{RESULTS}/logs/imagenet_gradients.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/imagenet_gradients.tsv"
-        conda:
-            ENVIRONMENT
+            log("imagenet_gradients"),
         threads: imagenet["threads"]
         resources:
             mem_mb=MODEL_MEMORY,
             runtime=240,
             gpu=gpus(imagenet["sampling"]),
         params:
-            settings=settings(
-                "imagenet", *LOADING, "sampling", image_folder=IMAGES, seed=config["seed"]
+            **call(
+                "imagenet.sample.gradients",
+                settings=settings(
+                    "imagenet", f"{LOADING} sampling", image_folder=IMAGES, seed=SEED
+                ),
             ),
-        shell:
-            "losskernel imagenet gradients --settings {params.settings:q} --output {output} "
-            "2> {log}"
 
-    rule imagenet_limit:
+    use rule step as imagenet_limit with:
         """Gram matrix of the gradients: the kernel in the limit of high localization."""
         input:
             gradients=rules.imagenet_gradients.output,
-            code=code("commands.limit.gram"),
         output:
             f"{IMAGENET}/limit.npz",
         log:
-            f"{RESULTS}/logs/imagenet_limit.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/imagenet_limit.tsv"
-        conda:
-            ENVIRONMENT
+            log("imagenet_limit"),
         threads: imagenet["threads"]
         resources:
-            mem_mb=3000,
             runtime=120,
-        shell:
-            "losskernel limit gram --gradients {input.gradients} --output {output} 2> {log}"
+        params:
+            **call("commands.limit.gram"),
 
 
-rule imagenet_join:
+use rule step as imagenet_join with:
     """All chains in one trace, with the linear part of every loss where gradients are known."""
     input:
         traces=expand(rules.imagenet_sample.output, chain=CHAINS),
         gradients=rules.imagenet_gradients.output if imagenet["limit"] else [],
-        code=code("experiments.imagenet.sample.join"),
     output:
         f"{IMAGENET}/trace.nc",
     log:
-        f"{RESULTS}/logs/imagenet_join.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_join.tsv"
-    conda:
-        ENVIRONMENT
+        log("imagenet_join"),
     threads: imagenet["threads"]
     resources:
         mem_mb=5000,
@@ -155,418 +121,244 @@ rule imagenet_join:
         # The noise of a chain that a GPU sampled can be drawn again on one only.
         gpu=gpus(imagenet["sampling"]) if imagenet["limit"] else 0,
     params:
-        journals=expand(rules.imagenet_sample.params.journal, chain=CHAINS),
-        gradients=lambda wildcards, input: (
-            f"--gradients {input.gradients}" if imagenet["limit"] else ""
+        **call(
+            "imagenet.sample.join",
+            journals=expand(rules.imagenet_sample.params.journal, chain=CHAINS),
         ),
-    shell:
-        "losskernel imagenet join --traces {input.traces} --journals {params.journals} "
-        "{params.gradients} --output {output} 2> {log}"
 
 
-rule imagenet_features:
+use rule step as imagenet_features with:
     """Penultimate features of the same images, the baseline."""
     input:
-        images=IMAGES or [],
-        code=code("experiments.imagenet.sample.features"),
+        IMAGES or [],
     output:
         f"{IMAGENET}/features.npz",
     log:
-        f"{RESULTS}/logs/imagenet_features.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_features.tsv"
-    conda:
-        ENVIRONMENT
+        log("imagenet_features"),
     threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
-        runtime=60,
     params:
-        settings=settings("imagenet", *LOADING, image_folder=IMAGES, seed=config["seed"]),
-    shell:
-        "losskernel imagenet features --settings {params.settings:q} --output {output} 2> {log}"
+        **call(
+            "imagenet.sample.features",
+            settings=settings("imagenet", LOADING, image_folder=IMAGES, seed=SEED),
+        ),
 
 
-rule imagenet_evaluate:
+use rule step as imagenet_evaluate with:
     """Accuracy of the model on the images before any perturbation."""
     input:
-        images=IMAGES or [],
-        code=code("experiments.imagenet.sample.evaluate"),
+        IMAGES or [],
     output:
         f"{IMAGENET}/accuracy.json",
     log:
-        f"{RESULTS}/logs/imagenet_evaluate.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_evaluate.tsv"
-    conda:
-        ENVIRONMENT
+        log("imagenet_evaluate"),
     threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
-        runtime=60,
     params:
-        settings=settings("imagenet", *LOADING, image_folder=IMAGES, seed=config["seed"]),
-    shell:
-        "losskernel imagenet evaluate --settings {params.settings:q} --output {output} 2> {log}"
+        **call(
+            "imagenet.sample.evaluate",
+            settings=settings("imagenet", LOADING, image_folder=IMAGES, seed=SEED),
+        ),
 
 
-rule imagenet_hierarchy:
+use rule step as imagenet_hierarchy with:
     """The WordNet hierarchy above the classes; tracked, as it needs the corpus once only."""
-    input:
-        code=code("experiments.imagenet.sample.hierarchy"),
     output:
         f"{IMAGENET}/hierarchy.json",
     log:
-        f"{RESULTS}/logs/imagenet_hierarchy.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_hierarchy.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    shell:
-        "losskernel imagenet hierarchy --output {output} 2> {log}"
+        log("imagenet_hierarchy"),
+    params:
+        **call("imagenet.sample.hierarchy"),
 
 
-rule imagenet_analyze:
+use rule step as imagenet_analyze with:
     """Every statistic of every kernel, with standard error and null; convergence."""
     input:
         **KERNELS,
-        code=code("experiments.imagenet.analyze.analyze"),
     output:
         arrays=f"{IMAGENET}/analysis.npz",
         statistics=f"{IMAGENET}/statistics.csv",
         convergence=f"{IMAGENET}/convergence.csv",
     log:
-        f"{RESULTS}/logs/imagenet_analyze.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_analyze.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=60,
+        log("imagenet_analyze"),
     params:
-        kernels=file_options(KERNELS),
-        settings=settings_in_order(
-            "imagenet.analysis",
-            "neighbors",
-            "lift_neighbors",
-            "cluster_depths",
-            "map_neighbors",
-            "permutations",
-            "jackknife_blocks",
-            seed=config["seed"],
+        **call(
+            "imagenet.analyze.analyze",
+            settings=settings(
+                "imagenet.analysis",
+                "neighbors lift_neighbors cluster_depths map_neighbors permutations jackknife_blocks",
+                seed=SEED,
+            ),
         ),
-    shell:
-        "losskernel semantic analyze {params.kernels} --settings {params.settings:q} "
-        "--output {output.arrays} --output-statistics {output.statistics} "
-        "--output-convergence {output.convergence} 2> {log}"
 
 
-rule imagenet_embed:
+use rule step as imagenet_embed with:
     """Maps by kernel, in two and three dimensions, and how concentrated the regions are."""
     input:
         **KERNELS,
-        code=code("experiments.imagenet.analyze.embed"),
     output:
         arrays=f"{IMAGENET}/maps.npz",
         regions=f"{IMAGENET}/regions.csv",
     log:
-        f"{RESULTS}/logs/imagenet_embed.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_embed.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=30,
+        log("imagenet_embed"),
     params:
-        kernels=file_options(KERNELS),
-        settings=settings_in_order(
-            "imagenet.analysis",
-            "map_kernels",
-            "map_neighbors",
-            "regions",
-            "permutations",
-            "jackknife_blocks",
-            seed=config["seed"],
+        **call(
+            "imagenet.analyze.embed",
+            settings=settings(
+                "imagenet.analysis",
+                "map_kernels map_neighbors regions permutations jackknife_blocks",
+                seed=SEED,
+            ),
         ),
-    shell:
-        "losskernel semantic embed {params.kernels} --settings {params.settings:q} "
-        "--output {output.arrays} --output-regions {output.regions} 2> {log}"
 
 
-rule imagenet_neighbors:
+use rule step as imagenet_neighbors with:
     """Nearest neighbors of named images, as a table to read and one to compute with."""
     input:
         **KERNELS,
-        code=code("experiments.imagenet.reports.neighbors"),
     output:
         table=f"{IMAGENET}/neighbors.csv",
         markdown=report(f"{IMAGENET}/neighbors.md", category="2 ImageNet"),
     log:
-        f"{RESULTS}/logs/imagenet_neighbors.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_neighbors.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=10,
+        log("imagenet_neighbors"),
     params:
-        kernels=file_options(KERNELS),
-        settings=settings_in_order(
-            "imagenet.analysis",
-            "map_kernels",
-            "named_classes",
-            "named_neighbors",
-            seed=config["seed"],
+        **call(
+            "imagenet.reports.neighbors",
+            settings=settings(
+                "imagenet.analysis", "map_kernels named_classes named_neighbors", seed=SEED
+            ),
         ),
-    shell:
-        "losskernel semantic-reports neighbors {params.kernels} --settings {params.settings:q} "
-        "--output {output.table} --output-markdown {output.markdown} 2> {log}"
 
 
-rule imagenet_leaders:
+use rule step as imagenet_leaders with:
     """Which kernel follows the hierarchy most closely, statistic by statistic."""
     input:
         statistics=rules.imagenet_analyze.output.statistics,
-        code=code("experiments.imagenet.reports.leaders"),
     output:
         table=f"{IMAGENET}/leaders.csv",
         markdown=report(f"{IMAGENET}/leaders.md", category="2 ImageNet"),
     log:
-        f"{RESULTS}/logs/imagenet_leaders.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_leaders.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    shell:
-        "losskernel semantic-reports leaders --statistics {input.statistics} "
-        "--output {output.table} --output-markdown {output.markdown} 2> {log}"
+        log("imagenet_leaders"),
+    params:
+        **call("imagenet.reports.leaders"),
 
 
-rule imagenet_claims:
+use rule step as imagenet_claims with:
     """What this experiment says of the paper's numbers."""
     input:
-        arrays=rules.imagenet_analyze.output.arrays,
+        analysis=rules.imagenet_analyze.output.arrays,
         statistics=rules.imagenet_analyze.output.statistics,
         regions=rules.imagenet_embed.output.regions,
         leaders=rules.imagenet_leaders.output.table,
-        code=code("experiments.imagenet.reports.claims"),
     output:
         f"{IMAGENET}/claims.csv",
     log:
-        f"{RESULTS}/logs/imagenet_claims.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_claims.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
+        log("imagenet_claims"),
     params:
-        settings=settings_in_order(
-            "imagenet.analysis", "claim_neighbors", "claim_depth", seed=config["seed"]
+        **call(
+            "imagenet.reports.claims",
+            settings=settings("imagenet.analysis", "claim_neighbors claim_depth", seed=SEED),
         ),
-    shell:
-        "losskernel semantic-reports claims --analysis {input.arrays} "
-        "--statistics {input.statistics} --regions {input.regions} --leaders {input.leaders} "
-        "--settings {params.settings:q} --output {output} 2> {log}"
 
 
-rule figure_imagenet_map:
+use rule step as figure_imagenet_map with:
     """Map of the inputs, colored by place in the hierarchy, with nine regions enlarged."""
     input:
         arrays=rules.imagenet_embed.output.arrays,
         regions=rules.imagenet_embed.output.regions,
-        code=code("experiments.imagenet.figures.map"),
     output:
-        pdf=report(f"{FIGURES}/imagenet_map.pdf", category="2 ImageNet"),
-        png=f"{FIGURES}/imagenet_map.png",
+        **figure("imagenet_map", "2 ImageNet"),
     log:
-        f"{RESULTS}/logs/figure_imagenet_map.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_imagenet_map.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=5,
-    shell:
-        "losskernel figure-imagenet map --arrays {input.arrays} --regions {input.regions} "
-        "--output {output.pdf} --output-png {output.png} 2> {log}"
+        log("figure_imagenet_map"),
+    params:
+        **call("imagenet.figures.map"),
 
 
-rule figure_imagenet_kernels:
+use rule step as figure_imagenet_kernels with:
     """The same map by the sampled kernel, its exact limit and the features."""
     input:
         arrays=rules.imagenet_embed.output.arrays,
-        code=code("experiments.imagenet.figures.kernels"),
     output:
-        pdf=report(f"{FIGURES}/imagenet_kernels.pdf", category="2 ImageNet"),
-        png=f"{FIGURES}/imagenet_kernels.png",
+        **figure("imagenet_kernels", "2 ImageNet"),
     log:
-        f"{RESULTS}/logs/figure_imagenet_kernels.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_imagenet_kernels.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=5,
-    shell:
-        "losskernel figure-imagenet kernels --arrays {input.arrays} "
-        "--output {output.pdf} --output-png {output.png} 2> {log}"
+        log("figure_imagenet_kernels"),
+    params:
+        **call("imagenet.figures.kernels"),
 
 
-rule figure_imagenet_orbit:
+use rule step as figure_imagenet_orbit with:
     """The map in three dimensions, turning."""
     input:
         arrays=rules.imagenet_embed.output.arrays,
-        code=code("experiments.imagenet.figures.orbit"),
     output:
         report(f"{FIGURES}/imagenet_orbit.gif", category="2 ImageNet"),
     log:
-        f"{RESULTS}/logs/figure_imagenet_orbit.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_imagenet_orbit.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=5,
-    shell:
-        "losskernel figure-imagenet orbit --arrays {input.arrays} " "--output {output} 2> {log}"
+        log("figure_imagenet_orbit"),
+    params:
+        **call("imagenet.figures.orbit"),
 
 
-rule figure_imagenet_semantics:
+use rule step as figure_imagenet_semantics with:
     """Rank correlation, clusters and regions by kernel, with errors and nulls."""
     input:
         statistics=rules.imagenet_analyze.output.statistics,
         regions=rules.imagenet_embed.output.regions,
-        code=code("experiments.imagenet.figures.semantics"),
     output:
-        pdf=report(f"{FIGURES}/imagenet_semantics.pdf", category="2 ImageNet"),
-        png=f"{FIGURES}/imagenet_semantics.png",
+        **figure("imagenet_semantics", "2 ImageNet"),
     log:
-        f"{RESULTS}/logs/figure_imagenet_semantics.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_imagenet_semantics.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=5,
-    shell:
-        "losskernel figure-imagenet semantics --statistics {input.statistics} --regions {input.regions} "
-        "--output {output.pdf} --output-png {output.png} 2> {log}"
+        log("figure_imagenet_semantics"),
+    params:
+        **call("imagenet.figures.semantics"),
 
 
-rule figure_imagenet_thumbnails:
+use rule step as figure_imagenet_thumbnails with:
     """The same map with the photographs; among the results, which are not tracked."""
     input:
         arrays=rules.imagenet_embed.output.arrays,
         images=IMAGES or [],
-        code=code("experiments.imagenet.figures.thumbnails"),
     output:
         pdf=f"{IMAGENET}/map_thumbnails.pdf",
         png=f"{IMAGENET}/map_thumbnails.png",
     log:
-        f"{RESULTS}/logs/figure_imagenet_thumbnails.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_imagenet_thumbnails.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=10,
-    shell:
-        "losskernel figure-imagenet thumbnails --arrays {input.arrays} --images {input.images} "
-        "--output {output.pdf} --output-png {output.png} 2> {log}"
+        log("figure_imagenet_thumbnails"),
+    params:
+        **call("imagenet.figures.thumbnails"),
 
 
-rule figure_imagenet_matrix:
+use rule step as figure_imagenet_matrix with:
     """Kernel matrix beside the hierarchy's."""
     input:
         arrays=rules.imagenet_analyze.output.arrays,
-        code=code("experiments.imagenet.figures.matrix"),
     output:
-        pdf=report(f"{FIGURES}/imagenet_matrix.pdf", category="2 ImageNet"),
-        png=f"{FIGURES}/imagenet_matrix.png",
+        **figure("imagenet_matrix", "2 ImageNet"),
     log:
-        f"{RESULTS}/logs/figure_imagenet_matrix.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_imagenet_matrix.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=5,
-    shell:
-        "losskernel figure-imagenet matrix --arrays {input.arrays} --output {output.pdf} "
-        "--output-png {output.png} 2> {log}"
+        log("figure_imagenet_matrix"),
+    params:
+        **call("imagenet.figures.matrix"),
 
 
-rule figure_imagenet_lift:
+use rule step as figure_imagenet_lift with:
     """Taxonomic lift by depth, with noise floor, null and baseline."""
     input:
         statistics=rules.imagenet_analyze.output.statistics,
-        code=code("experiments.imagenet.figures.lift"),
     output:
-        pdf=report(f"{FIGURES}/imagenet_lift.pdf", category="2 ImageNet"),
-        png=f"{FIGURES}/imagenet_lift.png",
+        **figure("imagenet_lift", "2 ImageNet"),
     log:
-        f"{RESULTS}/logs/figure_imagenet_lift.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_imagenet_lift.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    shell:
-        "losskernel figure-imagenet lift --statistics {input.statistics} --output {output.pdf} "
-        "--output-png {output.png} 2> {log}"
+        log("figure_imagenet_lift"),
+    params:
+        **call("imagenet.figures.lift"),
 
 
-rule figure_imagenet_convergence:
+use rule step as figure_imagenet_convergence with:
     """CKA of the kernel against the number of draws."""
     input:
         convergence=rules.imagenet_analyze.output.convergence,
         trace=f"{INTERMEDIATE}/trace.nc",
-        code=code("experiments.imagenet.figures.convergence"),
     output:
-        pdf=report(f"{FIGURES}/imagenet_convergence.pdf", category="2 ImageNet"),
-        png=f"{FIGURES}/imagenet_convergence.png",
+        **figure("imagenet_convergence", "2 ImageNet"),
     log:
-        f"{RESULTS}/logs/figure_imagenet_convergence.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_imagenet_convergence.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    shell:
-        "losskernel figure-imagenet convergence --convergence {input.convergence} "
-        "--trace {input.trace} --output {output.pdf} --output-png {output.png} 2> {log}"
+        log("figure_imagenet_convergence"),
+    params:
+        **call("imagenet.figures.convergence"),

@@ -28,9 +28,7 @@ CONTROL_FOLDER = {
     for name in CONTROL
 }
 CONTROL_SETTINGS = {
-    name: settings(
-        "imagenet", *LOADING, **{"sampling": {}, "seed": config["seed"], **CONTROL[name]}
-    )
+    name: settings("imagenet", LOADING, **{"sampling": {}, "seed": SEED, **CONTROL[name]})
     for name in CONTROL
 }
 
@@ -41,95 +39,70 @@ wildcard_constraints:
 
 if ARCHIVE:
 
-    rule imagenet_tiny_images:
+    use rule step as imagenet_tiny_images with:
         """Some images of each class of Tiny ImageNet, in class folders."""
         input:
             archive=ARCHIVE,
-            code=code("experiments.imagenet.controls.tiny_images"),
         output:
             directory(TINY),
         log:
-            f"{RESULTS}/logs/imagenet_tiny_images.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/imagenet_tiny_images.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
-        resources:
-            mem_mb=1000,
-            runtime=10,
+            log("imagenet_tiny_images"),
         params:
-            per_class=imagenet["tiny_imagenet"]["per_class"],
-        shell:
-            "losskernel controls tiny-images --archive {input.archive} "
-            "--per-class {params.per_class} --output {output} 2> {log}"
+            **call(
+                "imagenet.controls.tiny_images", per_class=imagenet["tiny_imagenet"]["per_class"]
+            ),
 
 
-rule imagenet_control_gradients:
+use rule step as imagenet_control_gradients with:
     """Loss gradient of every image of a control; resumable."""
     input:
-        images=lambda wildcards: CONTROL[wildcards.control]["image_folder"] or [],
-        code=code("experiments.imagenet.sample.gradients"),
+        lambda wildcards: CONTROL[wildcards.control]["image_folder"] or [],
     output:
         temp(directory(f"{CONTROLS}/{{control}}/gradients")),
     log:
-        f"{RESULTS}/logs/imagenet_control_gradients/{{control}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_control_gradients/{{control}}.tsv"
-    conda:
-        ENVIRONMENT
+        log("imagenet_control_gradients/{control}"),
     threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
         runtime=240,
     params:
-        settings=lambda wildcards: CONTROL_SETTINGS[wildcards.control],
-    shell:
-        "losskernel imagenet gradients --settings {params.settings:q} --output {output} 2> {log}"
+        **call(
+            "imagenet.sample.gradients",
+            settings=lambda wildcards: CONTROL_SETTINGS[wildcards.control],
+        ),
 
 
-rule imagenet_control_limit:
+use rule step as imagenet_control_limit with:
     """Gram matrix of a control's gradients, its loss kernel in the limit of high localization."""
     input:
         gradients=rules.imagenet_control_gradients.output,
-        code=code("experiments.imagenet.controls.limit"),
     output:
         f"{CONTROLS}/{{control}}/limit.npz",
     log:
-        f"{RESULTS}/logs/imagenet_control_limit/{{control}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_control_limit/{{control}}.tsv"
-    conda:
-        ENVIRONMENT
+        log("imagenet_control_limit/{control}"),
     threads: imagenet["threads"]
     resources:
-        mem_mb=3000,
         runtime=120,
-    shell:
-        "losskernel controls limit --gradients {input.gradients} --output {output} 2> {log}"
+    params:
+        **call("imagenet.controls.limit"),
 
 
-rule imagenet_control_features:
+use rule step as imagenet_control_features with:
     """Penultimate features of a control."""
     input:
-        images=lambda wildcards: CONTROL[wildcards.control]["image_folder"] or [],
-        code=code("experiments.imagenet.sample.features"),
+        lambda wildcards: CONTROL[wildcards.control]["image_folder"] or [],
     output:
         f"{CONTROLS}/{{control}}/features.npz",
     log:
-        f"{RESULTS}/logs/imagenet_control_features/{{control}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/imagenet_control_features/{{control}}.tsv"
-    conda:
-        ENVIRONMENT
+        log("imagenet_control_features/{control}"),
     threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
-        runtime=60,
     params:
-        settings=lambda wildcards: CONTROL_SETTINGS[wildcards.control],
-    shell:
-        "losskernel imagenet features --settings {params.settings:q} --output {output} 2> {log}"
+        **call(
+            "imagenet.sample.features",
+            settings=lambda wildcards: CONTROL_SETTINGS[wildcards.control],
+        ),
 
 
 if imagenet["controls"]:
@@ -138,59 +111,32 @@ if imagenet["controls"]:
 
     FOLDERS = [INTERMEDIATE if name == "trained" else CONTROL_FOLDER[name] for name in ANALYZED]
 
-    rule imagenet_controls:
+    use rule step as imagenet_controls with:
         """How semantic each control's neighbors are, with pairs of equal label and without."""
         input:
             limits=expand("{folder}/limit.npz", folder=FOLDERS),
             features=expand("{folder}/features.npz", folder=FOLDERS),
-            hierarchy=KERNELS["hierarchy"],
-            code=code("experiments.imagenet.controls.measure"),
+            hierarchy=HIERARCHY,
         output:
             f"{CONTROLS}/controls.csv",
         log:
-            f"{RESULTS}/logs/imagenet_controls.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/imagenet_controls.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
-        resources:
-            mem_mb=3000,
-            runtime=30,
+            log("imagenet_controls"),
         params:
-            names=ANALYZED,
-            settings=settings_in_order(
-                "imagenet.analysis",
-                "neighbors",
-                "lift_neighbors",
-                "permutations",
-                seed=config["seed"],
+            **call(
+                "imagenet.controls.measure",
+                names=ANALYZED,
+                settings=settings(
+                    "imagenet.analysis", "neighbors lift_neighbors permutations", seed=SEED
+                ),
             ),
-        shell:
-            "losskernel controls measure --names {params.names} --limits {input.limits} "
-            "--features {input.features} --hierarchy {input.hierarchy} "
-            "--settings {params.settings:q} --output {output} 2> {log}"
 
-    rule figure_imagenet_controls:
+    use rule step as figure_imagenet_controls with:
         """Share of neighbors of equal label, and lift with and without such pairs, by control."""
         input:
             controls=rules.imagenet_controls.output,
-            code=code("experiments.imagenet.figures.controls"),
         output:
-            pdf=report(f"{FIGURES}/imagenet_controls.pdf", category="2 ImageNet"),
-            png=f"{FIGURES}/imagenet_controls.png",
+            **figure("imagenet_controls", "2 ImageNet"),
         log:
-            f"{RESULTS}/logs/figure_imagenet_controls.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/figure_imagenet_controls.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
-        resources:
-            mem_mb=1000,
-            runtime=5,
+            log("figure_imagenet_controls"),
         params:
-            depth=imagenet["analysis"]["claim_depth"],
-        shell:
-            "losskernel figure-imagenet controls --controls {input.controls} "
-            "--depth {params.depth} --output {output.pdf} --output-png {output.png} 2> {log}"
+            **call("imagenet.figures.controls", depth=imagenet["analysis"]["claim_depth"]),

@@ -16,281 +16,173 @@ FEATURES = f"{RESULTS if TINY_IMAGENET else REFERENCE}/mislabel/tiny_imagenet_fe
 HEADS = f"{RESULTS if mislabel['tiny_imagenet']['run'] else REFERENCE}/mislabel/tiny_imagenet"
 
 
-rule mislabel_detect:
+use rule step as mislabel_detect with:
     """Labels flipped before training: every method on the same networks, all shares and draws."""
-    input:
-        code=code("experiments.mislabel.memorized.on_digits"),
     output:
         rows=f"{MISLABEL}/detection.csv",
         summary=f"{MISLABEL}/detection_summary.csv",
         scores=f"{MISLABEL}/detection.npz",
     log:
-        f"{RESULTS}/logs/mislabel_detect.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/mislabel_detect.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=20,
+        log("mislabel_detect"),
     params:
-        settings=settings(
-            "mislabel",
-            "inputs",
-            "hidden_widths",
-            "training",
-            "shares",
-            "draws",
-            "folds",
-            "neighbors",
-            "pilot",
-            "sampling",
+        **call(
+            "mislabel.memorized.on_digits",
+            settings=settings(
+                "mislabel",
+                "inputs hidden_widths training shares draws folds neighbors pilot sampling",
+            ),
         ),
-    shell:
-        "losskernel mislabel-memorized on-digits --settings {params.settings:q} --output {output.rows} "
-        "--output-summary {output.summary} --output-scores {output.scores} 2> {log}"
 
 
-rule mislabel_probe_time:
+use rule step as mislabel_probe_time with:
     """Clean training, labels corrupted where the losses are recorded, as in the paper."""
-    input:
-        code=code("experiments.mislabel.probe_time.on_digits"),
     output:
         rows=f"{MISLABEL}/probe_time.csv",
         summary=f"{MISLABEL}/probe_time_summary.csv",
         scores=f"{MISLABEL}/probe_time.npz",
     log:
-        f"{RESULTS}/logs/mislabel_probe_time.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/mislabel_probe_time.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=20,
+        log("mislabel_probe_time"),
     params:
-        settings=settings(
-            "mislabel",
-            "inputs",
-            "hidden_widths",
-            "training",
-            "shares",
-            "draws",
-            "neighbors",
-            "pilot",
-            "sampling",
+        **call(
+            "mislabel.probe_time.on_digits",
+            settings=settings(
+                "mislabel", "inputs hidden_widths training shares draws neighbors pilot sampling"
+            ),
         ),
-    shell:
-        "losskernel mislabel-probe-time on-digits --settings {params.settings:q} --output {output.rows} "
-        "--output-summary {output.summary} --output-scores {output.scores} 2> {log}"
 
 
-rule mislabel_copies:
+use rule step as mislabel_copies with:
     """Self-covariance against the number of copies of an input in the training set."""
-    input:
-        code=code("experiments.mislabel.memorized.copies"),
     output:
         rows=f"{MISLABEL}/copies.csv",
         summary=f"{MISLABEL}/copies_summary.csv",
     log:
-        f"{RESULTS}/logs/mislabel_copies.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/mislabel_copies.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=20,
+        log("mislabel_copies"),
     params:
-        settings=settings(
-            "mislabel", "inputs", "hidden_widths", "training", "draws", "sampling", "copies"
+        **call(
+            "mislabel.memorized.copies",
+            settings=settings("mislabel", "inputs hidden_widths training draws sampling copies"),
         ),
-    shell:
-        "losskernel mislabel-memorized copies --settings {params.settings:q} --output {output.rows} "
-        "--output-summary {output.summary} 2> {log}"
 
 
-rule mislabel_imagenet_sample:
+use rule step as mislabel_imagenet_sample with:
     """Losses of photographs under their given and some wrong labels, from one forward pass each."""
     input:
-        images=IMAGES or [],
-        code=code("experiments.mislabel.probe_time.sample"),
+        IMAGES or [],
     output:
         f"{MISLABEL}/imagenet.nc",
     log:
-        f"{RESULTS}/logs/mislabel_imagenet_sample.log",
+        log("mislabel_imagenet_sample"),
     benchmark:
-        f"{RESULTS}/benchmarks/mislabel_imagenet_sample.tsv"
-    conda:
-        ENVIRONMENT
+        benchmark("mislabel_imagenet_sample")
     threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
         runtime=1440,
         gpu=gpus(mislabel["imagenet"]["sampling"]),
     params:
-        settings=settings(
-            "imagenet",
-            *LOADING,
-            image_folder=IMAGES,
-            seed=config["seed"],
-            **{key: mislabel["imagenet"][key] for key in ("wrong_labels", "probe", "sampling")},
+        **call(
+            "mislabel.probe_time.sample",
+            settings=settings(
+                "imagenet",
+                LOADING,
+                image_folder=IMAGES,
+                seed=SEED,
+                **{
+                    key: mislabel["imagenet"][key] for key in ("wrong_labels", "probe", "sampling")
+                },
+            ),
+            journal=f"{MISLABEL}/imagenet_journal",
         ),
-        journal=f"{MISLABEL}/imagenet_journal",
-    shell:
-        "losskernel mislabel-probe-time sample --settings {params.settings:q} "
-        "--journal {params.journal} --output {output} 2> {log}"
 
 
-rule mislabel_imagenet:
+use rule step as mislabel_imagenet with:
     """Shares and draws of corrupted labels of photographs, and how self-covariance finds them."""
     input:
         trace=CORRUPTED,
-        code=code("experiments.mislabel.probe_time.on_images"),
     output:
         rows=f"{MISLABEL}/imagenet.csv",
         summary=f"{MISLABEL}/imagenet_summary.csv",
         scores=f"{MISLABEL}/imagenet_scores.npz",
     log:
-        f"{RESULTS}/logs/mislabel_imagenet.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/mislabel_imagenet.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=30,
+        log("mislabel_imagenet"),
     params:
-        settings=json.dumps(mislabel["imagenet"]["analysis"], sort_keys=True),
-    shell:
-        "losskernel mislabel-probe-time on-images --settings {params.settings:q} "
-        "--trace {input.trace} --output {output.rows} --output-summary {output.summary} "
-        "--output-scores {output.scores} 2> {log}"
+        **call("mislabel.probe_time.on_images", settings=settings("mislabel.imagenet.analysis")),
 
 
 if TINY_IMAGENET == "generated":
     # Stand-ins for photographs, for a run without data: an archive of random textures.
     TINY_IMAGENET = f"{MISLABEL}/generated.zip"
 
-    rule mislabel_generate:
+    use rule step as mislabel_generate with:
         """Random textures in the layout of Tiny ImageNet, in place of photographs."""
-        input:
-            code=code("experiments.mislabel.memorized.generate"),
         output:
             TINY_IMAGENET,
         log:
-            f"{RESULTS}/logs/mislabel_generate.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/mislabel_generate.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
-        resources:
-            mem_mb=1000,
-            runtime=5,
+            log("mislabel_generate"),
         params:
-            settings=json.dumps(
-                {**mislabel["tiny_imagenet"]["generate"], **PER_CLASS, "seed": config["seed"]}
+            **call(
+                "mislabel.memorized.generate",
+                settings=json.dumps(
+                    {**mislabel["tiny_imagenet"]["generate"], **PER_CLASS, "seed": SEED}
+                ),
             ),
-        shell:
-            "losskernel mislabel-memorized generate --settings {params.settings:q} "
-            "--output {output} 2> {log}"
 
 
-rule mislabel_features:
+use rule step as mislabel_features with:
     """Penultimate features of Tiny ImageNet's images, what the heads are trained on."""
     input:
-        archive=TINY_IMAGENET or [],
-        code=code("experiments.mislabel.memorized.features"),
+        TINY_IMAGENET or [],
     output:
         f"{MISLABEL}/tiny_imagenet_features.npz",
     log:
-        f"{RESULTS}/logs/mislabel_features.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/mislabel_features.tsv"
-    conda:
-        ENVIRONMENT
+        log("mislabel_features"),
     threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
-        runtime=60,
     params:
-        settings=settings(
-            "imagenet",
-            "model",
-            "weights",
-            "image_size",
-            archive=TINY_IMAGENET,
-            **PER_CLASS,
-            seed=config["seed"],
+        **call(
+            "mislabel.memorized.features",
+            settings=settings(
+                "imagenet",
+                "model weights image_size",
+                archive=TINY_IMAGENET,
+                **PER_CLASS,
+                seed=SEED,
+            ),
         ),
-    shell:
-        "losskernel mislabel-memorized features --settings {params.settings:q} "
-        "--output {output} 2> {log}"
 
 
-rule mislabel_heads:
+use rule step as mislabel_heads with:
     """Labels of photographs flipped before a head is trained on features: every method."""
     input:
         features=FEATURES,
-        code=code("experiments.mislabel.memorized.on_features"),
     output:
         rows=f"{MISLABEL}/tiny_imagenet.csv",
         summary=f"{MISLABEL}/tiny_imagenet_summary.csv",
         scores=f"{MISLABEL}/tiny_imagenet.npz",
     log:
-        f"{RESULTS}/logs/mislabel_heads.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/mislabel_heads.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=60,
+        log("mislabel_heads"),
     params:
-        settings=json.dumps(mislabel["tiny_imagenet"]["heads"], sort_keys=True),
-    shell:
-        "losskernel mislabel-memorized on-features --settings {params.settings:q} "
-        "--features {input.features} --output {output.rows} --output-summary {output.summary} "
-        "--output-scores {output.scores} 2> {log}"
+        **call("mislabel.memorized.on_features", settings=settings("mislabel.tiny_imagenet.heads")),
 
 
-rule mislabel_claims:
+use rule step as mislabel_claims with:
     """What was measured of the paper's numbers on wrong labels, and of the memorized ones."""
     input:
-        probe_time=rules.mislabel_probe_time.output.summary,
-        digits=rules.mislabel_detect.output.summary,
         imagenet=rules.mislabel_imagenet.output.summary if "imagenet" in PHOTOGRAPHS else [],
         tiny_imagenet=f"{HEADS}_summary.csv" if "tiny_imagenet" in PHOTOGRAPHS else [],
-        code=code("experiments.mislabel.claims.claims"),
+        probe_time=rules.mislabel_probe_time.output.summary,
+        digits=rules.mislabel_detect.output.summary,
     output:
         f"{MISLABEL}/claims.csv",
     log:
-        f"{RESULTS}/logs/mislabel_claims.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/mislabel_claims.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
+        log("mislabel_claims"),
     params:
-        photographs=lambda wildcards, input: " ".join(
-            f"--{name.replace('_', '-')} {input.get(name)}" for name in PHOTOGRAPHS
-        ),
-    shell:
-        "losskernel mislabel-claims claims "
-        "--probe-time {input.probe_time} --digits {input.digits} {params.photographs} "
-        "--output {output} 2> {log}"
+        **call("mislabel.claims.claims"),
 
 
-rule figure_mislabel_detection:
+use rule step as figure_mislabel_detection with:
     """AUC, precision and cost by method; self-covariances of right and wrong labels; copies."""
     input:
         summary=rules.mislabel_detect.output.summary,
@@ -298,69 +190,35 @@ rule figure_mislabel_detection:
         probe_time=rules.mislabel_probe_time.output.summary,
         probe_time_scores=rules.mislabel_probe_time.output.scores,
         copies=rules.mislabel_copies.output.summary,
-        code=code("experiments.mislabel.figures.detection"),
     output:
-        pdf=report(f"{FIGURES}/mislabel_detection.pdf", category="4 Wrong labels"),
-        png=f"{FIGURES}/mislabel_detection.png",
+        **figure("mislabel_detection", "4 Wrong labels"),
     log:
-        f"{RESULTS}/logs/figure_mislabel_detection.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_mislabel_detection.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    shell:
-        "losskernel figure-mislabel detection --summary {input.summary} --scores {input.scores} "
-        "--probe-time {input.probe_time} --probe-time-scores {input.probe_time_scores} "
-        "--copies {input.copies} --output {output.pdf} --output-png {output.png} 2> {log}"
+        log("figure_mislabel_detection"),
+    params:
+        **call("mislabel.figures.detection"),
 
 
-rule figure_mislabel_imagenet:
+use rule step as figure_mislabel_imagenet with:
     """Photographs with labels wrong at probe time: self-covariances, AUC, ratio, neighbors."""
     input:
         summary=rules.mislabel_imagenet.output.summary,
         scores=rules.mislabel_imagenet.output.scores,
-        code=code("experiments.mislabel.figures.imagenet"),
     output:
-        pdf=report(f"{FIGURES}/mislabel_imagenet.pdf", category="4 Wrong labels"),
-        png=f"{FIGURES}/mislabel_imagenet.png",
+        **figure("mislabel_imagenet", "4 Wrong labels"),
     log:
-        f"{RESULTS}/logs/figure_mislabel_imagenet.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_mislabel_imagenet.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    shell:
-        "losskernel figure-mislabel imagenet --summary {input.summary} --scores {input.scores} "
-        "--output {output.pdf} --output-png {output.png} 2> {log}"
+        log("figure_mislabel_imagenet"),
+    params:
+        **call("mislabel.figures.imagenet"),
 
 
-rule figure_mislabel_tiny_imagenet:
+use rule step as figure_mislabel_tiny_imagenet with:
     """Heads on features of photographs, trained on flipped labels: AUC, precision and cost."""
     input:
         summary=f"{HEADS}_summary.csv",
         scores=f"{HEADS}.npz",
-        code=code("experiments.mislabel.figures.tiny_imagenet"),
     output:
-        pdf=report(f"{FIGURES}/mislabel_tiny_imagenet.pdf", category="4 Wrong labels"),
-        png=f"{FIGURES}/mislabel_tiny_imagenet.png",
+        **figure("mislabel_tiny_imagenet", "4 Wrong labels"),
     log:
-        f"{RESULTS}/logs/figure_mislabel_tiny_imagenet.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figure_mislabel_tiny_imagenet.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    shell:
-        "losskernel figure-mislabel tiny-imagenet --summary {input.summary} "
-        "--scores {input.scores} --output {output.pdf} --output-png {output.png} 2> {log}"
+        log("figure_mislabel_tiny_imagenet"),
+    params:
+        **call("mislabel.figures.tiny_imagenet"),

@@ -164,7 +164,7 @@ def on_images(
     """
     loaded = LossTrace.load(trace)
     if "labels_per_image" not in loaded.attributes:
-        raise ConfigError(f"{trace}: not made by `losskernel mislabel-probe-time sample`")
+        raise ConfigError(f"{trace}: not made by `losskernel workflow mislabel.probe_time sample`")
     per_image = int(loaded.attributes["labels_per_image"])
     losses = loaded.losses.reshape(*loaded.losses.shape[:2], -1, per_image)
     initial = loaded.initial_loss.reshape(-1, per_image)
