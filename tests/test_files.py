@@ -1,9 +1,13 @@
+import errno
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from losskernel.errors import LossKernelError
-from losskernel.files import atomic_path
+from losskernel.errors import LossKernelError, TraceError
+from losskernel.files import atomic_path, locked
 
 
 def test_replaces_the_file_when_the_block_ends(tmp_path):
@@ -53,3 +57,25 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     with pytest.raises(LossKernelError, match="cannot be written"):
         with atomic_path(tmp_path / "file" / "below.csv") as temporary:
             temporary.write_text("")
+
+
+def test_a_folder_has_one_writer_until_the_context_ends(tmp_path):
+    with locked(tmp_path):
+        with pytest.raises(TraceError, match="another process writes to it; wait for it"):
+            locked(tmp_path)
+    with locked(tmp_path):
+        pass
+
+
+def test_where_there_are_no_locks_the_user_is_told_to_take_care(tmp_path, monkeypatch, caplog):
+    def no_locks(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("losskernel.files.FileLock.acquire", no_locks)
+    with locked(tmp_path):
+        assert "has no locks; run one process a folder" in caplog.text
+
+
+def test_writing_files_needs_no_module_that_windows_lacks():
+    code = "import sys; sys.modules['fcntl'] = None; import losskernel.files"
+    subprocess.run([sys.executable, "-c", code], check=True)

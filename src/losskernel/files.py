@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from losskernel.errors import LossKernelError, TraceError
@@ -51,32 +51,34 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
             temporary.unlink()
 
 
-def locked(folder: Path) -> IO:
-    """A lock file in a folder, open and locked: one process at a time adds to what is there.
+def locked(folder: Path) -> AbstractContextManager[FileLock]:
+    """Lock a folder: one process at a time adds to what is there.
 
-    The system frees it when the file is closed, or the process ends.
+    Returns:
+        A context whose value is the lock; its end, ``release()`` or the end of the process frees
+        the folder.
 
     Raises:
         TraceError: another process holds it.
         LossKernelError: the folder cannot be written to.
     """
+    # Released by whichever thread closes what it protects.
+    lock = FileLock(folder / "lock", thread_local=False)
     try:
-        file = open(folder / "lock", "w")
-    except OSError as error:
-        raise LossKernelError(
-            f"{folder}: cannot be written ({error.strerror or error}); free disk space or choose "
-            "another place"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
+        return lock.acquire(timeout=0)
+    except Timeout as error:
         raise TraceError(
             f"{folder}: another process writes to it; wait for it or stop it first"
         ) from error
-    except OSError:  # a file system without locks: the user has to take care
+    except (OSError, NotImplementedError) as error:
+        if not os.access(folder, os.W_OK):
+            raise LossKernelError(
+                f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); free "
+                "disk space or choose another place"
+            ) from error
+        # A file system without locks: the user has to take care.
         log.warning("%s: the file system has no locks; run one process a folder", folder)
-    return file
+        return nullcontext(lock)
 
 
 def write_csv(table: pd.DataFrame, path: str | Path) -> None:

@@ -207,10 +207,10 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; the journal can be opened again."""
-        files = (self._losses, self._batch_losses, self._seconds, self._displacements, self._lock)
-        for file in files:
+        for file in (self._losses, self._batch_losses, self._seconds, self._displacements):
             if file is not None:
                 file.close()
+        self._lock.release()
 
 
 def complete_rows(folder: Path, row_bytes: dict[str, int]) -> int:
