@@ -1,9 +1,12 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from losskernel import Probe, covariance, sample_losses
+from losskernel.cli import main
 from losskernel.commands import limit
 from losskernel.errors import TraceError
 from losskernel.gradients.per_sample import per_sample_gradients
@@ -77,3 +80,27 @@ def test_files_of_other_inputs_are_refused(files, tmp_path, name):
     np.savez(paths[name], **stored)
     with pytest.raises(TraceError, match=r"changed.npz: made with other inputs \(another\)"):
         limit.kernel(folder / "trace.nc", paths["gram"], tmp_path / "k.npz", paths["linear"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name,score", "not an .npz archive; give what `limit {}` wrote"),
+        ("swapped", "holds .*, not {0}; give as --{0} what `losskernel limit {0}` wrote"),
+        (None, "No such file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["gram", "linear"])
+def test_a_wrong_file_is_named_in_one_line(files, tmp_path, capsys, name, content, message):
+    folder, _ = files
+    paths = {"gram": folder / "gram.npz", "linear": folder / "j.npz"}
+    other = paths["linear" if name == "gram" else "gram"]
+    paths[name] = other if content == "swapped" else tmp_path / "wrong.npz"
+    if isinstance(content, bytes):
+        paths[name].write_bytes(content)
+    options = [word for key, path in paths.items() for word in (f"--{key}", str(path))]
+    output = tmp_path / "k.npz"
+    command = ["limit", "kernel", "--trace", str(folder / "trace.nc"), "--output", str(output)]
+    assert main([*command, *options]) == 1 and not output.exists()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and re.search(message.format(name), said)

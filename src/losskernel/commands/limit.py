@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from losskernel.commands.trace import Center
 from losskernel.errors import TraceError
 from losskernel.files import atomic_path
 from losskernel.gradients.linear_response import (
@@ -26,7 +27,13 @@ from losskernel.trace import LossTrace, settings_attribute
 
 
 def gram(gradients: Path, output: Path, parameters: str = "all") -> None:
-    """Write the Gram matrix of per-sample gradients, over all parameters or a group by pattern."""
+    """Write the Gram matrix of per-sample gradients, over all parameters or a group by pattern.
+
+    Args:
+        gradients: folder of per-sample gradients.
+        output: the matrix (.npz).
+        parameters: "all", or a pattern of parameter names.
+    """
     loaded = Gradients.load(gradients)
     _save(
         output,
@@ -38,12 +45,23 @@ def gram(gradients: Path, output: Path, parameters: str = "all") -> None:
 
 
 def couple(journal: Path, output: Path) -> None:
-    """Write, as a folder, the displacements that a run's noise alone would have led to."""
+    """Write, as a folder, the displacements that a run's noise alone would have led to.
+
+    Args:
+        journal: folder of a run that kept its displacements.
+        output: the folder.
+    """
     write_coupled_displacements(journal, output)
 
 
 def linear(gradients: Path, displacements: list[Path], output: Path) -> None:
-    """Write the linear parts (chain, draw, input) of stored displacements, and their probe."""
+    """Write the linear parts (chain, draw, input) of stored displacements, and their probe.
+
+    Args:
+        gradients: folder of per-sample gradients.
+        displacements: journals that kept theirs, or folders that ``losskernel limit couple`` wrote.
+        output: the linear parts (.npz).
+    """
     loaded = Gradients.load(gradients)
     probe = displacement_probe(displacements[0])
     _save(
@@ -56,12 +74,20 @@ def linear(gradients: Path, displacements: list[Path], output: Path) -> None:
 
 
 def kernel(
-    trace: Path, gram: Path, output: Path, linear: Path | None = None, center: str = "pooled"
+    trace: Path, gram: Path, output: Path, linear: Path | None = None, center: Center = "pooled"
 ) -> None:
     """Write K and R at a trace's probe: the linear limit or, with linear parts, the loss kernel.
 
     The latter is the sampled kernel with the linear parts as control variate, over as many draws as
     both files hold.
+
+    Args:
+        trace: the saved trace (.nc).
+        gram: what ``losskernel limit gram`` wrote.
+        output: the kernel (.npz).
+        linear: what ``losskernel limit linear`` wrote.
+        center: mean that is subtracted: over all chains and draws (pooled), each chain's own
+            (chain), or each draw's over the chains (draw).
     """
     loaded = LossTrace.load(trace)
     matrix = _read(gram, "gram", loaded)
@@ -85,16 +111,27 @@ def _probe(stored: np.ndarray) -> Probe | FreeChain:
 
 
 def _read(path: Path, name: str, trace: LossTrace) -> np.ndarray:
-    with np.load(path) as stored:
-        for key, said in (("weights_sha256", "weights"), ("inputs_sha256", "inputs")):
-            here = str(stored[key]) if key in stored else "unknown"
-            there = trace.attributes.get(key)
-            if here != there:
-                raise TraceError(
-                    f"{path}: made with other {said} ({here}) than the trace ({there}); "
-                    "make both from the same"
-                )
-        return stored[name]
+    try:
+        with np.load(path) as file:
+            stored = dict(file)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy raises many types for what is no .npz archive
+        raise TraceError(f"{path}: not an .npz archive; give what `limit {name}` wrote") from error
+    if name not in stored:
+        raise TraceError(
+            f"{path}: holds {', '.join(stored) or 'nothing'}, not {name}; give as --{name} what "
+            f"`losskernel limit {name}` wrote"
+        )
+    for key, said in (("weights_sha256", "weights"), ("inputs_sha256", "inputs")):
+        here = str(stored.get(key, "unknown"))
+        there = trace.attributes.get(key)
+        if here != there:
+            raise TraceError(
+                f"{path}: made with other {said} ({here}) than the trace ({there}); make both from "
+                "the same"
+            )
+    return stored[name]
 
 
 def _save(output: Path, **arrays) -> None:
