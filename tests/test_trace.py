@@ -1,8 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 import xarray as xr
 
-from losskernel.errors import LossKernelError, TraceError
+from losskernel.errors import ConfigError, LossKernelError, TraceError
 from losskernel.trace import LossTrace, concatenate
 
 SETTINGS = {
@@ -166,3 +168,46 @@ def test_draws_of_another_loss_or_of_the_same_seed_do_not_join():
     run.dataset.attrs["seed"] = 4
     with pytest.raises(TraceError, match="repeat the seed 4"):
         concatenate([run, run], "draw")
+
+
+@pytest.mark.parametrize(
+    ("coords", "message"),
+    [
+        ({"chain": [0, 1, 2]}, "a trace has a 'chain' already; choose another name"),
+        ({"linear": [0, 1, 2]}, "a trace has a 'linear' already"),
+        ({"label": [0, 1]}, r"'label' has shape \(2,\) for 3 inputs; give one value an input"),
+        ({"label": "cat"}, r"'label' has shape \(\) for 3 inputs"),
+        ({"label": np.zeros((3, 2))}, r"'label' has shape \(3, 2\) for 3 inputs"),
+        ({"name": ["a", "caf\udce9.png", "b"]}, r"'name' cannot be saved \(.*surrogates"),
+        ({"name": [{}, {}, {}]}, "'name' cannot be saved"),
+        ({"of mine": [0, 1, 2]}, "'of mine' cannot be saved"),
+        ({5: [0, 1, 2]}, "5 cannot be saved"),
+        ({"": [0, 1, 2]}, "'' cannot be saved"),
+        ([0, 1, 2], "a list; give a dictionary"),
+    ],
+)
+def test_coordinates_that_a_trace_cannot_keep_are_refused(coords, message):
+    losses = np.zeros((2, 4, 3))
+    with pytest.raises(ConfigError, match=f"^input_coords: .*{message}") as caught:
+        LossTrace.build(losses, losses[0, 0], losses[..., 0], None, coords)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["a", "b", "é"],
+        [True, False, True],
+        np.array(["2020-01-01", "2021-01-01", "2022-01-01"], "datetime64[ns]"),
+        pd.Series(["a", "b", "c"], index=[7, 8, 9]),
+        torch.tensor([1, 2, 3]),
+        np.array([1, 2, 3], np.uint8),
+    ],
+    ids=["list", "bool", "date", "series", "tensor", "bytes"],
+)
+def test_coordinates_come_back_as_they_were(tmp_path, values):
+    losses = np.zeros((2, 4, 3))
+    built = LossTrace.build(losses, losses[0, 0], losses[..., 0], None, {"own": values})
+    built.save(tmp_path / "trace.nc")
+    found = LossTrace.load(tmp_path / "trace.nc").coordinate("own")
+    assert found.tolist() == np.asarray(values).tolist()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
-from losskernel.errors import TraceError
+from losskernel.errors import ConfigError, TraceError
 from losskernel.files import atomic_path
 
 FORMAT = 1
 DIMENSIONS = ("chain", "draw", "input")
+# Names of variables and dimensions, which a coordinate would overwrite.
+_TAKEN = {*DIMENSIONS, "loss", "initial_loss", "batch_loss", "linear"}
 
 
 def provenance() -> dict[str, str]:
@@ -53,15 +58,19 @@ class LossTrace:
         input_coords: dict[str, np.ndarray] | None = None,
         attributes: dict | None = None,
     ) -> LossTrace:
-        """From arrays of the shapes in the class docstring; ``input_coords`` are per input."""
+        """From arrays of the shapes in the class docstring; ``input_coords`` are per input.
+
+        Raises:
+            ConfigError: ``input_coords`` cannot be kept; see :func:`checked_coords`.
+        """
         chains, draws, inputs = np.shape(loss)
         coords: dict = {
             "chain": np.arange(chains) if chain_ids is None else np.asarray(chain_ids),
             "draw": np.arange(draws),
             "input": np.arange(inputs),
         }
-        for name, values in (input_coords or {}).items():
-            coords[name] = ("input", np.asarray(values))
+        for name, values in checked_coords(input_coords, inputs).items():
+            coords[name] = ("input", values)
         variables = {
             "loss": (DIMENSIONS, np.asarray(loss, np.float32)),
             "initial_loss": ("input", np.asarray(initial_loss, np.float32)),
@@ -166,6 +175,48 @@ class LossTrace:
             return cls(dataset)
         except TraceError as error:
             raise TraceError(f"{path}: {error}") from error
+
+
+def checked_coords(given: Mapping[str, ArrayLike] | None, inputs: int) -> dict[str, np.ndarray]:
+    """Arrays ``(input,)`` by name, if a trace can keep and save them.
+
+    Args:
+        given: by name; None for none.
+        inputs: number of inputs.
+
+    Raises:
+        ConfigError: a name is taken, an array has another shape, or one of them cannot be saved,
+            such as a file name that is not UTF-8.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(
+            f"input_coords: a {type(given).__name__}; give a dictionary of a name and one value an "
+            "input"
+        )
+    found = {}
+    for name, values in (given or {}).items():
+        if name in _TAKEN:
+            raise ConfigError(f"input_coords: a trace has a '{name}' already; choose another name")
+        try:
+            array = np.asarray(values)
+            if array.shape == (inputs,):
+                # Saving is the one sure test of what can be saved. Where it warns, as of a name with
+                # a space, the coordinate would be none any more after loading.
+                with warnings.catch_warnings(action="error", category=xr.SerializationWarning):
+                    xr.Dataset(coords={name: ("input", array)}).to_netcdf(engine="h5netcdf")
+        except Exception as error:  # xarray, h5py and PyTorch raise many types
+            said = " ".join(str(error).encode("utf-8", "backslashreplace").decode().split())
+            raise ConfigError(
+                f"input_coords: {name!r} cannot be saved ({said}); give numbers or text in memory, "
+                "under a plain name"
+            ) from error
+        if array.shape != (inputs,):
+            raise ConfigError(
+                f"input_coords: {name!r} has shape {array.shape} for {inputs} inputs; give one "
+                "value an input"
+            )
+        found[name] = array
+    return found
 
 
 # What must agree for traces to be draws of one probe distribution on the same inputs.

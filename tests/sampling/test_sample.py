@@ -498,3 +498,9 @@ def test_inputs_and_targets_in_dictionaries_and_tuples():
     np.testing.assert_array_equal(found.losses, plain.losses)
     other = sample(Named(), Items(names[::-1]), loss=loss, engine="sequential", draws=1)
     assert other.attributes["inputs_sha256"] != found.attributes["inputs_sha256"]
+
+
+def test_coordinates_are_checked_before_the_first_draw(tmp_path):
+    with pytest.raises(ConfigError, match=r"'label' has shape \(2,\)"):
+        sample(input_coords={"label": [0, 1]}, journal=tmp_path / "journal")
+    assert not (tmp_path / "journal").exists()

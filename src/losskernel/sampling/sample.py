@@ -31,7 +31,7 @@ from losskernel.sampling.journal import Journal
 from losskernel.sampling.parameters import layout_fingerprint, select_parameters
 from losskernel.sampling.probe import FreeChain, Probe
 from losskernel.sampling.runners import can_fork
-from losskernel.trace import LossTrace, settings_attribute
+from losskernel.trace import LossTrace, checked_coords, settings_attribute
 
 Data = tuple[Tensor, Tensor] | Dataset
 
@@ -114,7 +114,8 @@ def sample_losses(
             separate jobs and joined with :func:`losskernel.trace.concatenate`. Its losses are then
             the same to the bit with the sequential engine; the batched one multiplies all chains at
             once, and the rounding of such a product depends on how many there are.
-        input_coords: per-input arrays (labels, names) to keep with the trace.
+        input_coords: per-input arrays (labels, names) to keep with the trace; see
+            :func:`losskernel.trace.checked_coords`.
         loss_bound: a chain whose mean probe loss exceeds it counts as diverged; non-finite losses
             always do. A diverged chain stops, the others go on, and its losses are NaN from there.
             An independent draw beyond it is an error: without it the others would be biased.
@@ -142,7 +143,7 @@ def sample_losses(
         ConfigError: a count is below 1, the burn-in or the seed negative, a chain number repeated,
             ``parameters`` selects nothing, displacements are to be kept without a journal, there
             are to be several workers on a GPU, or TF32 for gradients or losses alone on several;
-            independent draws are given a burn-in or steps.
+            independent draws are given a burn-in or steps; ``input_coords`` cannot be saved.
         DataError: the data are empty or missing, or the loss has the wrong shape.
         TraceError: the journal belongs to a run with other settings.
         DivergenceError: every chain diverged, or a loss of an independent draw is not finite.
@@ -187,6 +188,7 @@ def sample_losses(
             probe.direct,
         )
         probe_inputs, first = lanes[0].probe_inputs, lanes[0].engine
+        input_coords = checked_coords(input_coords, len(probe_inputs))
         kept = first.layout.size if displacements else 0
         sampler: Draws | Chains
         if probe.direct:
