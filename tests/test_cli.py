@@ -102,7 +102,9 @@ def test_peek_reads_a_journal_that_is_being_written(tmp_path, capsys):
     folder, output = tmp_path / "journal", tmp_path / "kernel.npz"
     losses = np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32)
     losses[2:, 1] = np.nan
-    journal = Journal(folder, {"chain_ids": '{"ids": [0, 1, 2]}'}, chains=3, inputs=4)
+    settings = {"chain_ids": '{"ids": [0, 1, 2]}'}
+    settings["probe"] = '{"n_beta": 1, "gamma": 9, "step_size": 0.01}'
+    journal = Journal(folder, settings, chains=3, inputs=4)
     assert "no complete draw yet" in refusal(capsys, tmp_path, "trace", "peek", "--journal", folder)
     for draw in losses:
         journal.append(draw, np.zeros(3), torch.zeros(3, 2), np.array([-1, 2, -1]))
@@ -312,3 +314,16 @@ def test_a_choice_is_checked_before_anything_is_read(capsys):
     with pytest.raises(SystemExit):
         run("mislabel", "rank", "--trace", "x.nc", "--output", "y.csv", "--score", "guess")
     assert "choose from" in capsys.readouterr().err
+
+
+def test_outputs_are_checked_before_anything_is_computed(trace, tmp_path, capsys):
+    command = ("trace", "kernel", "--trace", trace, "--output")
+    said = refusal(capsys, tmp_path, *command, trace)
+    assert f"{trace}: an output that is an input too; give it a name of its own" in said
+    said = refusal(capsys, tmp_path, *command, trace / "kernel.npz")
+    assert f"kernel.npz: cannot be written ({trace} is no folder)" in said
+    settings = ("--settings", "{}", "--output", tmp_path / "x", "--output-log", tmp_path / "x")
+    said = refusal(
+        capsys, tmp_path, "workflow", "arithmetic.sample", "train", "--seed", 0, *settings
+    )
+    assert "x: an output that is another output too" in said

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from losskernel.errors import LossKernelError, TraceError
-from losskernel.files import atomic_path, locked
+from losskernel.files import atomic_path, check_writable, locked
 
 
 def test_replaces_the_file_when_the_block_ends(tmp_path):
@@ -79,3 +79,28 @@ def test_where_there_are_no_locks_the_user_is_told_to_take_care(tmp_path, monkey
 def test_writing_files_needs_no_module_that_windows_lacks():
     code = "import sys; sys.modules['fcntl'] = None; import losskernel.files"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file/below.csv", "file is no folder"),
+        ("file/deep/below.csv", "file is no folder"),
+        ("folder.csv", "it is a folder"),
+    ],
+)
+def test_what_cannot_be_written_is_known_before(tmp_path, name, reason):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.csv").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(LossKernelError, match=rf"cannot be written \(.*{reason}\); choose"):
+        check_writable(tmp_path / name)
+    for fine in ("new.csv", "a/b/new.csv", "file", "folder of results"):
+        check_writable(tmp_path / fine)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_is_closed_to_us_is_known_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write what is read-only
+    with pytest.raises(LossKernelError, match="is not writable"):
+        check_writable(tmp_path / "new.csv")

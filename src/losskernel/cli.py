@@ -21,7 +21,8 @@ import typing
 from importlib.metadata import version
 from pathlib import Path
 
-from losskernel.errors import LossKernelError
+from losskernel.errors import ConfigError, LossKernelError
+from losskernel.files import check_writable
 
 # A user's groups of commands, modules of losskernel.commands, each with an example.
 EXAMPLES = {
@@ -147,12 +148,35 @@ def _add_option(parser: argparse.ArgumentParser, parameter, hint, told: str) -> 
     parser.add_argument(f"--{parameter.name.replace('_', '-')}", **options)
 
 
-def _paths(arguments: dict, written: bool) -> str:
+def _files(arguments: dict, written: bool) -> list[Path]:
     found = []
     for name, value in arguments.items():
         if name.startswith("output") == written:
             values = value if isinstance(value, list) else [value]
-            found += [str(item) for item in values if isinstance(item, Path)]
+            found += [item for item in values if isinstance(item, Path)]
+    return found
+
+
+def _check_outputs(arguments: dict) -> None:
+    """Refuse outputs that cannot be written, before anything is computed.
+
+    Raises:
+        ConfigError: two outputs are one file, or one would overwrite an input.
+        LossKernelError: an output cannot be written.
+    """
+    read = {path.resolve() for path in _files(arguments, written=False)}
+    seen: set[Path] = set()
+    for path in _files(arguments, written=True):
+        place = path.resolve()
+        if place in read or place in seen:
+            what = "an input" if place in read else "another output"
+            raise ConfigError(f"{path}: an output that is {what} too; give it a name of its own")
+        seen.add(place)
+        check_writable(path)
+
+
+def _paths(arguments: dict, written: bool) -> str:
+    found = [str(path) for path in _files(arguments, written)]
     if len(found) > 3:
         found = [*found[:2], f"... ({len(found)} files)"]
     return ", ".join(found) or "nothing"
@@ -163,6 +187,7 @@ def _run(function, arguments: dict) -> int:
     log.setLevel(logging.INFO)  # ours alone: other packages tell of every glyph of a font
     started = time.perf_counter()
     try:
+        _check_outputs(arguments)
         function(**arguments)
     except (LossKernelError, OSError) as error:  # OSError: a file that is missing or not readable
         print(f"error: {error}", file=sys.stderr)

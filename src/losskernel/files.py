@@ -51,6 +51,25 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_writable(path: str | Path) -> None:
+    """Whether a file can be written at ``path``, without writing it.
+
+    Raises:
+        LossKernelError: a folder is there, or the nearest folder that exists is none or closed.
+    """
+    path = Path(path)
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    reason = None
+    if path.suffix and path.is_dir():  # results that are folders have no suffix
+        reason = "it is a folder"
+    elif not above.is_dir():
+        reason = f"{above} is no folder"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        reason = f"{above} is not writable"
+    if reason is not None:
+        raise LossKernelError(f"{path}: cannot be written ({reason}); choose another place")
+
+
 def locked(folder: Path) -> AbstractContextManager[FileLock]:
     """Lock a folder: one process at a time adds to what is there.
 

@@ -200,7 +200,7 @@ def checked_coords(given: Mapping[str, ArrayLike] | None, inputs: int) -> dict[s
         try:
             array = np.asarray(values)
             if array.shape == (inputs,):
-                # Saving is the one sure test of what can be saved. Where it warns, as of a name with
+                # Saving is the one sure test of what can be saved. Where it warns, of a name with
                 # a space, the coordinate would be none any more after loading.
                 with warnings.catch_warnings(action="error", category=xr.SerializationWarning):
                     xr.Dataset(coords={name: ("input", array)}).to_netcdf(engine="h5netcdf")

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from losskernel.data.images import ClassFolders, imagenet_wnids, load_images
 from losskernel.errors import ConfigError
 from losskernel.experiments.mislabel.labels import opposed_inputs, vote
-from losskernel.files import write_csv
+from losskernel.files import check_writable, write_csv
 from losskernel.kernel.covariance import nearest_neighbors, self_covariance
 from losskernel.models.loader import load_classifier
+from losskernel.sampling.inputs import usable_device
 from losskernel.sampling.pilot import propose_probe
 from losskernel.sampling.probe import Probe
 from losskernel.sampling.sample import sample_losses
@@ -140,9 +141,17 @@ def folder(
     """
     output_trace = output_trace or output.with_suffix(".nc")
     journal = journal or output.with_suffix(".journal")
+    if len({path.resolve() for path in (output, output_trace, journal)}) < 3:
+        raise ConfigError(
+            f"output: the table {output}, the trace {output_trace} and the journal {journal} are "
+            "three things; name the table .csv, or give output_trace and journal"
+        )
+    for path in (output_trace, journal / "settings.json"):
+        check_writable(path)
     if gamma is None and step_size is not None:
         raise ConfigError("step_size: give gamma too, or neither and a pilot chooses them")
     given = None if gamma is None else Probe(n_beta, gamma, step_size)
+    usable_device(device)  # told before images are read
     classifier = load_classifier(model, weights, image_size, seed)
     shown = ClassFolders(images, classifier.preprocess, per_class=per_class)
     outputs = _outputs(classifier.model, shown.first(skip_unreadable))

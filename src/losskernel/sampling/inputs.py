@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from losskernel.errors import DataError
+from losskernel.errors import ConfigError, DataError
 
 
 class Inputs:
@@ -27,6 +27,7 @@ class Inputs:
 
     Raises:
         DataError: lengths differ, there are no inputs, or the data set has no length.
+        ConfigError: the device is not there.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Inputs:
         device: torch.device | str = "cpu",
         workers: int = 0,
     ):
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.workers = workers
         self._tensors: tuple[Tensor, Tensor] | None = None
         if isinstance(data, (tuple, list)):
@@ -127,6 +128,23 @@ def map_tensors(function: Callable, *parts: Any) -> Any:
     if _holds_parts(first):
         return [map_tensors(function, *values) for values in zip(*parts, strict=True)]
     return first
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device, if tensors can be put there.
+
+    Raises:
+        ConfigError: there is no such device, or PyTorch cannot use it.
+    """
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:  # the latter of PyTorch without CUDA
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"device: '{device}' cannot be used here ({said}); give cpu, or install a PyTorch and "
+            "a driver that find it"
+        ) from error
 
 
 def leaves(part: Any) -> list[Any]:

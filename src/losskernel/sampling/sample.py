@@ -26,7 +26,7 @@ from losskernel.sampling.engines import (
     tensor_cores,
 )
 from losskernel.sampling.fingerprints import loss_fingerprint
-from losskernel.sampling.inputs import Inputs, fingerprint, state_fingerprint
+from losskernel.sampling.inputs import Inputs, fingerprint, state_fingerprint, usable_device
 from losskernel.sampling.journal import Journal
 from losskernel.sampling.parameters import layout_fingerprint, select_parameters
 from losskernel.sampling.probe import FreeChain, Probe
@@ -171,6 +171,7 @@ def sample_losses(
     if displacements and journal is None:
         raise ConfigError("sampling: displacements = True needs a journal, where they are kept")
     devices = [device] if isinstance(device, str | torch.device) else list(device)
+    devices = [usable_device(device) for device in devices]
     names = select_parameters(model, parameters)
     with ExitStack() as stack:
         stack.enter_context(tensor_cores(precision))

@@ -44,6 +44,7 @@ from losskernel.models.inception_small import (
     with_batch_norm,
 )
 from losskernel.progress import bar
+from losskernel.sampling.inputs import usable_device
 from losskernel.sampling.pilot import propose_probe
 from losskernel.sampling.probe import Probe
 from losskernel.sampling.sample import cross_entropy, sample_losses
@@ -115,7 +116,7 @@ def train(
         labels = labels[torch.from_numpy(rng.permutation(len(labels)))]
         checkpoints = settings["shuffled"]["checkpoints"]
         training = training | {"steps": settings["shuffled"]["steps"]}
-    device = settings["device"]
+    device = usable_device(settings["device"])
     history = train_with_checkpoints(
         _network(settings, len(images.wnids), seed).to(device),
         images.pixels.to(device),
