@@ -1,3 +1,4 @@
+import sys
 from urllib.error import URLError
 
 import numpy as np
@@ -236,6 +237,51 @@ def test_a_model_of_your_own(tmp_path):
     save_file(state, tmp_path / "mine.safetensors")
     other = load_classifier(f"{tmp_path / 'mine.py'}:build", tmp_path / "mine.safetensors")
     torch.testing.assert_close(other.model[1].bias, own.model[1].bias + 1)
+
+
+BESIDE = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+import torch
+
+from layers_beside import WIDTH
+
+@dataclass
+class Shape:
+    width: int = WIDTH
+
+def build():
+    return torch.nn.Linear(Shape().width, 2), torch.as_tensor
+"""
+
+
+def test_a_model_file_imports_what_lies_beside_it_and_may_hold_data_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", sys.path[:])
+    (tmp_path / "layers_beside.py").write_text("WIDTH = 5\n")
+    (tmp_path / "torch.py").write_text("")  # a name that is taken stays whose it was
+    (tmp_path / "own_model.py").write_text(BESIDE)
+    assert load_classifier(f"{tmp_path / 'own_model.py'}:build").model.in_features == 5
+    (tmp_path / "torch.py").write_text(BESIDE.replace("WIDTH", "WIDTH", 1))
+    assert load_classifier(f"{tmp_path / 'torch.py'}:build").model.in_features == 5
+    assert sys.modules["torch"] is torch
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_of_this_name\n", "line 1: ModuleNotFoundError: No module named"),
+        ("def build(:\n", "SyntaxError"),
+        ("def build(width):\n    pass\n", "TypeError: .*missing 1 required .*'width'"),
+        ("def build():\n    x = 1\n    return x / 0\n", "line 3: ZeroDivisionError"),
+    ],
+)
+def test_a_model_file_that_fails_is_named_with_the_line(tmp_path, monkeypatch, text, message):
+    monkeypatch.setattr("sys.path", sys.path[:])
+    (tmp_path / "failing.py").write_text(text)
+    with pytest.raises(ConfigError, match=f"failing.py:build fails .*{message}") as caught:
+        load_classifier(f"{tmp_path / 'failing.py'}:build")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

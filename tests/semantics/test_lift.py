@@ -706,6 +706,27 @@ def test_no_wordnet_corpus(tmp_path):
     assert nltk.data.path == before
 
 
+@pytest.mark.parametrize("damage", ["empty", "truncated", "overwritten"])
+def test_a_damaged_wordnet_corpus_is_one_line(tmp_path, damage):
+    path = tmp_path / "corpora" / "wordnet.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("adj", "adv", "noun", "verb"):
+            archive.writestr(f"wordnet/data.{name}", "  1 WordNet 3.0\n" * 500)
+            archive.writestr(f"wordnet/index.{name}", "  1 a\n" * 500)
+            archive.writestr(f"wordnet/{name}.exc", "")
+        archive.writestr("wordnet/lexnames", "00\tadj.all\t3\n" * 500)
+    content = bytearray(path.read_bytes())
+    if damage == "overwritten":
+        content[:8000] = bytes(8000)
+    path.write_bytes({"empty": b"", "truncated": content[:2000]}.get(damage, content))
+    with pytest.raises(
+        DataError, match="is damaged .*; remove corpora/wordnet.zip and run"
+    ) as caught:
+        Hierarchy.from_wnids(["n01440764"], tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_groups_at_a_depth_are_hypernyms_there_or_classes_that_end_above():
     groups, names = groups_at_depth(SMALL, 1)
     assert [names[g] for g in groups] == ["animal"] * 3 + ["tool"] * 2

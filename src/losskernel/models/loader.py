@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from losskernel.errors import ConfigError, WeightsError
+from losskernel.errors import ConfigError, LossKernelError, WeightsError
 from losskernel.models.inception_v1 import InceptionV1, from_caffe_names, initialize
 
 CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)
@@ -162,15 +164,35 @@ def _outputs(model: nn.Module, state: dict[str, Tensor] | None) -> int | None:
 
 
 def _own(path: Path, function: str) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
-    """What a function of a user's own file returns."""
+    """What a function of a user's own file returns.
+
+    The file is imported as one of a name that can be imported: it may import what lies beside it,
+    and define data classes, which look their module up by its name.
+    """
     if not path.is_file():
         raise ConfigError(f"model: {path}: no such file; correct the path")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise ConfigError(f"model: {path} has no function '{function}'")
-    made = getattr(module, function)()
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:
+        sys.path.insert(0, beside)
+    name = path.stem if path.stem not in sys.modules else f"model_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise ConfigError(f"model: {path} has no function '{function}'")
+        made = getattr(module, function)()
+    except LossKernelError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename).resolve().parent == Path(beside)]
+        where = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
+        said = " ".join(str(error).split())
+        raise ConfigError(
+            f"model: {path}:{function} fails ({where}{type(error).__name__}: {said}); mend it "
+            "until the function can be called without arguments"
+        ) from error
     if not (
         isinstance(made, tuple)
         and len(made) == 2

@@ -18,6 +18,8 @@ import json
 import os
 import re
 import warnings
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +53,10 @@ COARSE_GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("structures and furniture", ("structure.n.01", "furniture.n.01")),
     ("devices and tools", ("device.n.01", "implement.n.01", "equipment.n.01")),
     ("other artifacts", ("artifact.n.01",)),
+)
+_REMEDY = (
+    "run `python -m nltk.downloader wordnet`, or set NLTK_DATA to the folder that holds "
+    "corpora/wordnet.zip"
 )
 OTHER_GROUP = "other"  # landscapes, people and the few abstractions
 
@@ -407,6 +413,12 @@ def _wordnet(nltk_data: str | None) -> Iterator:
         nltk.data.path[:] = [nltk_data]
     try:
         yield _wordnet_reader(tuple(nltk.data.path))
+    except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, AssertionError) as error:
+        said = str(error) or type(error).__name__
+        raise DataError(
+            f"the WordNet corpus in {os.pathsep.join(nltk.data.path)} is damaged ({said}); remove "
+            f"corpora/wordnet.zip and {_REMEDY}"
+        ) from error
     finally:
         nltk.data.path[:] = search_path
 
@@ -417,10 +429,6 @@ def _wordnet_reader(search_path: tuple[str, ...]):
     import nltk.data
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
-    remedy = (
-        "run `python -m nltk.downloader wordnet`, or set NLTK_DATA to the folder that holds "
-        "corpora/wordnet.zip"
-    )
     root = None
     for resource in ("corpora/wordnet/", "corpora/wordnet.zip/wordnet/"):
         try:
@@ -429,13 +437,13 @@ def _wordnet_reader(search_path: tuple[str, ...]):
         except LookupError:
             continue
     if root is None:
-        raise DataError(f"no WordNet corpus in {os.pathsep.join(search_path)}; {remedy}")
+        raise DataError(f"no WordNet corpus in {os.pathsep.join(search_path)}; {_REMEDY}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The multilingual functions are not available")
         reader = WordNetCorpusReader(root, None)
     if reader.get_version() != WORDNET_VERSION:
         raise DataError(
-            f"{root} is WordNet {reader.get_version()}, wnids need {WORDNET_VERSION}; {remedy}"
+            f"{root} is WordNet {reader.get_version()}, wnids need {WORDNET_VERSION}; {_REMEDY}"
         )
     return reader
 
