@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from losskernel.gradients.covariance import GradientCovariance, gradient_covariance
     from losskernel.kernel.covariance import (
         correlation,
         covariance,
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from losskernel.trace import LossTrace
 
 __all__ = [
+    "GradientCovariance",
     "LossTrace",
     "Probe",
     "correlation",
     "covariance",
+    "gradient_covariance",
     "nearest_neighbors",
     "propose_probe",
     "sample_losses",
@@ -32,6 +35,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "gradients.covariance": ("GradientCovariance", "gradient_covariance"),
     "kernel.covariance": ("correlation", "covariance", "nearest_neighbors", "self_covariance"),
     "sampling.pilot": ("propose_probe",),
     "sampling.probe": ("Probe", "sgld_step"),

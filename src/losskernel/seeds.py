@@ -23,6 +23,7 @@ _PURPOSES = {
     "augment": 5,
     "dropout": 6,
     "draw": 7,
+    "sketch": 8,
 }
 
 

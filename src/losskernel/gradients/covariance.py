@@ -1,0 +1,563 @@
+r"""The loss kernel of the Gaussian probe from gradients instead of losses.
+
+For ``X ~ N(w*, I / gamma)`` and smooth losses f and g (Houdre and Perez-Abreu 1995, *Covariance
+identities and inequalities for functionals on Wiener and Poisson spaces*, Annals of Probability 23,
+400)::
+
+    Cov(f(X), g(X)) = (1 / gamma) int_0^1 c(t) dt,     c(t) = E[grad f(X) . grad g(X_t)],
+
+where ``X`` and ``X_t`` are both draws of the probe, with correlation ``t``. A pair of draws gives a
+product over all weights for every two inputs, where a draw of losses gives one number; so the error
+of an entry is in proportion to the entry, and not to the standard deviations of the two losses.
+``c(0) / gamma``, the Gram matrix of the mean gradients, is the *linear part* of the kernel: what
+remains as gamma grows, where it is the Gram matrix at ``w*``.
+
+The integral is taken by Simpson's rule, whose weights are positive and which is exact for losses
+that are polynomials of degree 4 or less along the path. Pairs ``s = 1 .. S`` of draws, with
+independent standard normal a and b, ::
+
+    A_s = w* + a / sqrt(gamma),   B_s = w* + (a / 2 + sqrt(3 / 4) b) / sqrt(gamma),
+
+have correlation 1/2, and with ``G(w)`` the ``(input, parameter)`` matrix of gradients ::
+
+    c(1)   = mean of (G(A) G(A)^T + G(B) G(B)^T) / 2
+    c(1/2) = mean of (G(A) G(B)^T + G(B) G(A)^T) / 2
+    c(0)   = (T T^T - sum_s U_s U_s^T) / (4 S^2 - 4 S),   U_s = G(A_s) + G(B_s),   T = sum_s U_s
+    K      = (c(1) + 4 c(1/2) + c(0)) / (6 gamma).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from losskernel.control_variate import normalize
+from losskernel.engines import LossPerInput
+from losskernel.errors import ConfigError, DataError, LossKernelError, TraceError
+from losskernel.files import atomic_path, locked
+from losskernel.gradients.sketch import DEFAULT_WIDTH, Fold, Nothing
+from losskernel.gradients.sources import GradientSource, make_source
+from losskernel.inputs import Inputs, state_fingerprint
+from losskernel.loss_fingerprint import loss_fingerprint
+from losskernel.parameters import layout_fingerprint, select_parameters
+from losskernel.progress import bar
+from losskernel.sampling import Data, cross_entropy
+from losskernel.seeds import fill_normal
+
+log = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 2**28  # of columns of gradients that are multiplied at once
+_WITNESSES = 8  # inputs whose losses at w* tell whether a journal is of this very model
+
+
+@dataclass(frozen=True)
+class GradientCovariance:
+    """The loss kernel as :func:`gradient_covariance` estimates it.
+
+    Attributes:
+        gamma: localization of the probe, 1 / weight^2.
+        pairs: number of pairs of draws.
+        kernel: K, ``(input, input)`` in units of the loss squared, float64.
+        linear: ``c(0) / gamma``, the part of K that the mean gradients explain.
+        left_out: K without one group of pairs in turn, ``(group, input, input)``.
+        linear_left_out: the same for ``linear``.
+        halves: K from either half of the pairs, ``(2, input, input)``.
+        losses: at the draws, ``(draw, input)`` float32, A and B of each pair in turn. The two
+            draws of a pair depend on each other.
+        initial_losses: at the trained weights, ``(input,)``.
+        width: columns of the sketch; the number of parameters if nothing was folded.
+        engine: what took the gradients, see :func:`losskernel.gradients.sources.make_source`.
+        seconds: what each pair took, ``(pair,)``.
+    """
+
+    gamma: float
+    pairs: int
+    kernel: np.ndarray
+    linear: np.ndarray
+    left_out: np.ndarray
+    linear_left_out: np.ndarray
+    halves: np.ndarray
+    losses: np.ndarray
+    initial_losses: np.ndarray
+    width: int
+    engine: str
+    seconds: np.ndarray
+
+    @property
+    def nonlinear(self) -> np.ndarray:
+        """``K - c(0) / gamma``, ``(input, input)``."""
+        return self.kernel - self.linear
+
+    @property
+    def correlation(self) -> np.ndarray:
+        """R, the normalized kernel; see :func:`losskernel.control_variate.normalize`."""
+        return normalize(self.kernel)
+
+    @property
+    def linear_share(self) -> float:
+        """Share of the linear part in the sum of the variances."""
+        return float(np.trace(self.linear) / np.trace(self.kernel))
+
+    def error(
+        self,
+        statistic: Callable[[np.ndarray], np.ndarray | float] = lambda kernel: kernel,
+        of: str = "kernel",
+    ) -> np.ndarray | float:
+        """Standard error of a statistic, by the jackknife over groups of pairs.
+
+        ``sqrt((g - 1) / g sum (v - mean v)^2)`` over its values v with one of g groups left out.
+
+        Args:
+            statistic: of an ``(input, input)`` matrix; gives a number or an array. By default the
+                matrix itself: the error of every entry.
+            of: which matrix: ``"kernel"``, ``"correlation"`` or ``"linear"``.
+
+        Raises:
+            ConfigError: there is no such matrix.
+        """
+        if of not in ("kernel", "correlation", "linear"):
+            raise ConfigError(f"of: '{of}' is not one of kernel, correlation, linear")
+        matrices = self.linear_left_out if of == "linear" else self.left_out
+        if of == "correlation":
+            matrices = map(normalize, matrices)
+        values = np.array([statistic(matrix) for matrix in matrices])
+        return np.sqrt(len(values) - 1) * np.std(values, axis=0)
+
+    @property
+    def reliability(self) -> tuple[float, float]:
+        """Correlation of R between the halves over pairs of inputs, and that of the whole.
+
+        The latter by the formula of Spearman and Brown, ``2 r / (1 + r)``: what two estimates with
+        all pairs would have between them.
+        """
+        above = np.triu_indices(len(self.kernel), 1)
+        first, second = (normalize(half)[above] for half in self.halves)
+        half = float(np.corrcoef(first, second)[0, 1])
+        return half, 2 * half / (1 + half)
+
+    @property
+    def rise(self) -> tuple[float, float]:
+        """Rise of the mean loss under the probe and its standard error over pairs."""
+        by_pair = self.losses.mean(1, dtype=np.float64).reshape(-1, 2).mean(1)
+        rise = by_pair.mean() - self.initial_losses.mean(dtype=np.float64)
+        return float(rise), float(by_pair.std(ddof=1) / math.sqrt(len(by_pair)))
+
+
+def gradient_covariance(
+    model: nn.Module,
+    data: Data,
+    *,
+    gamma: float,
+    pairs: int = 20,
+    loss: LossPerInput = cross_entropy,
+    parameters: str | Sequence[str] = "all",
+    seed: int = 0,
+    width: int = DEFAULT_WIDTH,
+    groups: int = 10,
+    journal: str | Path | None = None,
+    engine: str = "auto",
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> GradientCovariance:
+    """The loss kernel under ``N(w*, I / gamma)`` from per-sample gradients at pairs of draws.
+
+    The right estimator where a loss is expensive, or the kernel near its linear limit: there plain
+    draws see little but noise. Two gradients an input and pair. The model is copied and the copy
+    put in evaluation mode; the caller's is not changed.
+
+    Args:
+        model: the trained network; called as ``model(inputs)``.
+        data: ``(inputs, targets)`` tensors or a map-style data set of such pairs.
+        gamma: localization, 1 / weight^2. Under one seed all gammas share their normal draws.
+        pairs: of draws, 4 or more.
+        loss: ``loss(output, target)`` returning one value per input, differentiable.
+        parameters: which are perturbed; see :func:`losskernel.parameters.select_parameters`.
+        seed: of the draws and of the sketch. Same seed, machine and thread count, same result.
+        width: columns that a gradient is folded into, see :mod:`losskernel.gradients.sketch`; a
+            cosine is off by ``width ** -0.5`` or so. Models with fewer parameters are not folded.
+        groups: the jackknife leaves out one of so many groups of pairs, an even number. Pair s is
+            in group ``s % groups``.
+        journal: folder in which work is saved block by block; call again with the same arguments to
+            continue after a kill, or with more ``pairs`` to extend. It takes ``4 x inputs x width x
+            (groups + 2)`` bytes of disk, and is kept; delete it when no pairs are to be added. By
+            default a temporary folder.
+        engine: what takes the gradients; see :func:`losskernel.gradients.sources.make_source`.
+        device: where to compute.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: gamma is not above 0, there are too few pairs or groups, or ``parameters``
+            selects nothing.
+        DataError: the data are empty, the loss has the wrong shape, or a loss or gradient is not
+            finite.
+        TraceError: the journal is of another model, other data or other settings.
+        LossKernelError: there is too little disk space.
+    """
+    if not (math.isfinite(gamma) and gamma > 0):
+        raise ConfigError(f"gamma = {gamma} must be a finite number above 0")
+    if pairs < 4:
+        raise ConfigError(f"pairs = {pairs} must be at least 4: each half needs two")
+    if groups < 4 or groups % 2:
+        raise ConfigError(f"groups = {groups} must be an even number of at least 4")
+    if seed < 0:
+        raise ConfigError(f"seed = {seed} must be at least 0")
+    inputs = Inputs(data, device)
+    names = select_parameters(model, parameters)
+    with ExitStack() as stack:
+        if journal is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="losskernel-")))
+        else:
+            folder = Path(journal)
+        source, block = make_source(engine, model, loss, names, inputs, device)
+        fold = Fold(source.layout, width, seed, device)
+        settings = {
+            "gamma": gamma,
+            "parameters": names,
+            "parameters_layout": layout_fingerprint(source.layout.shapes, source.layout.strides),
+            "weights_sha256": state_fingerprint(model),
+            "inputs_sha256": inputs.fingerprint(),
+            "inputs": len(inputs),
+            "loss": loss_fingerprint(loss),
+            "seed": seed,
+            "width": fold.width,
+            "groups": groups,
+            "engine": source.kind,
+            "block": block,
+            "device": torch.device(device).type,
+        }
+        run = _Run(source, inputs, fold, gamma, seed, block)
+        record = _Record(folder, settings, fold.width)
+        stack.callback(record.close)
+        record.prepare(run)
+        total, done = 2 * pairs * len(inputs), 2 * len(record.pairs) * len(inputs)
+        shown = stack.enter_context(
+            bar(None, "gradients", total=total, initial=min(done, total), show=progress)
+        )
+        while len(record.pairs) < pairs:
+            started = time.perf_counter()
+            for which in range(2):
+                run.draw(record, which, shown)
+            record.finish_pair(run, time.perf_counter() - started)
+        return _estimate(record, pairs, gamma, source.kind, run, progress)
+
+
+class _Run:
+    """What takes gradients at the draws of the probe."""
+
+    def __init__(
+        self,
+        source: GradientSource,
+        inputs: Inputs,
+        fold: Fold,
+        gamma: float,
+        seed: int,
+        block: int,
+    ):
+        self.source, self.inputs, self.fold = source, inputs, fold
+        self._gamma, self._seed, self._block = gamma, seed, block
+        self._at: tuple[int, int] | None = None
+
+    def weights(self, pair: int, which: int) -> Tensor:
+        """A (``which`` 0) or B (1) of a pair, ``(parameter,)``."""
+        center = self.source.center
+        noise, generator = torch.empty_like(center), torch.Generator(center.device)
+        fill_normal(noise, generator, self._seed, pair, 0)
+        if which:
+            second = torch.empty_like(center)
+            fill_normal(second, generator, self._seed, pair, 1)
+            noise = noise / 2 + math.sqrt(3 / 4) * second
+        return center + noise / math.sqrt(self._gamma)
+
+    def block(self, weights: Tensor, first: int, fold: Fold | Nothing) -> tuple[Tensor, Tensor]:
+        """Losses and folded gradients of a block of inputs, on the CPU."""
+        part = np.arange(first, min(first + self._block, len(self.inputs)))
+        out = torch.zeros(len(part), fold.width, device=weights.device)
+        losses = self.source.block(weights, *self.inputs.take(part), fold, out)
+        return losses.float().cpu(), out.cpu()
+
+    def draw(self, record: _Record, which: int, shown) -> None:
+        """Gradients of all inputs at one draw, from where the record ends."""
+        pair, weights = len(record.pairs), None
+        with record.open(pair, which) as rows:
+            shown.update(rows.done)
+            while rows.done < len(self.inputs):
+                weights = self.weights(pair, which) if weights is None else weights
+                # A block begins where it would without a kill: rounding depends on company.
+                first = rows.done - rows.done % self._block
+                losses, gradients = self.block(weights, first, self.fold)
+                finite = torch.isfinite(losses) & torch.isfinite(gradients).all(1)
+                if not finite.all():
+                    at = first + int((~finite).nonzero()[0])
+                    raise DataError(
+                        f"gamma: the loss or gradient of input {at} is not finite under the probe; "
+                        "raise gamma, or check the input and its preprocessing"
+                    )
+                ahead = rows.done - first
+                rows.append(losses[ahead:].numpy(), gradients[ahead:].numpy())
+                shown.update(len(losses) - ahead)
+
+    def initial_losses(self, count: int | None = None) -> np.ndarray:
+        """Losses at the trained weights, of the first ``count`` inputs."""
+        count = len(self.inputs) if count is None else min(count, len(self.inputs))
+        nothing = Nothing()
+        blocks = [
+            self.block(self.source.center, first, nothing)[0].numpy()
+            for first in range(0, count, self._block)
+        ]
+        return np.concatenate(blocks)[:count]
+
+
+class _Rows:
+    """The gradients of one draw, as far as they are there: rows of a file, and their losses."""
+
+    def __init__(self, path: Path, width: int):
+        self._files = []
+        sizes = (4 * width, 4)
+        for file, size in zip((path, path.with_suffix(".losses")), sizes, strict=True):
+            self._files.append(open(file, "ab", buffering=0))
+        self.done = min(f.tell() // size for f, size in zip(self._files, sizes, strict=True))
+        for file, size in zip(self._files, sizes, strict=True):
+            file.truncate(self.done * size)
+
+    def append(self, losses: np.ndarray, gradients: np.ndarray) -> None:
+        for file, values in zip(self._files, (gradients, losses), strict=True):
+            view = memoryview(np.ascontiguousarray(values, np.float32)).cast("B")
+            while view:
+                view = view[file.write(view) :]
+        self.done += len(losses)
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in self._files:
+            file.close()
+
+
+class _Record:
+    """The folder of one estimate.
+
+    ``draw-0.f32`` and ``draw-1.f32`` hold the folded gradients at A and B of the pair in flight,
+    ``pair-*.npz`` what is kept of a complete pair, ``sum-<group>-<count>.f32`` the sum of
+    ``G(A) + G(B)`` over the first ``count`` pairs of a group. A pair is complete with its npz file,
+    which is written last; what a kill leaves behind beside it is found out by its name.
+    """
+
+    def __init__(self, folder: Path, settings: dict, width: int):
+        self.folder, self._settings, self._width = folder, settings, width
+        self.inputs, self.groups = settings["inputs"], settings["groups"]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LossKernelError(
+                f"{folder}: cannot be written ({error.strerror or error}); choose another place"
+            ) from error
+        self._lock = locked(folder)
+        self.pairs: list[Path] = []
+        while (path := folder / f"pair-{len(self.pairs):05d}.npz").exists():
+            self.pairs.append(path)
+
+    def prepare(self, run: _Run) -> None:
+        """Check that what is there belongs to this run, and remove what a kill left behind."""
+        path, settings = self.folder / "settings.json", json.loads(json.dumps(self._settings))
+        row = 4 * self.inputs * self._width
+        if path.exists():
+            try:
+                found = json.loads(path.read_text())
+                kept = np.load(self.folder / "initial.npy")
+            except (OSError, ValueError) as error:
+                raise TraceError(f"{path}: unreadable; delete the folder to start over") from error
+            for key in settings:
+                if found.get(key) != settings[key]:
+                    told = "" if isinstance(settings[key], list) else f" = {found.get(key)}, not "
+                    told += "" if isinstance(settings[key], list) else f"{settings[key]}"
+                    raise TraceError(
+                        f"{self.folder}: holds a run with other {key}{told}; go on with what it "
+                        "was begun with, or choose another folder"
+                    )
+            now = run.initial_losses(_WITNESSES)
+            if not np.allclose(kept[: len(now)], now, rtol=1e-3, atol=1e-5):
+                raise TraceError(
+                    f"{self.folder}: holds a run whose first losses at the trained weights are "
+                    f"{kept[0]:.6g}, ..., not {now[0]:.6g}, ...; the code of the model differs: "
+                    "choose another folder"
+                )
+        else:
+            free = shutil.disk_usage(self.folder).free
+            if free < row * (self.groups + 3):
+                raise LossKernelError(
+                    f"{self.folder}: needs {row * (self.groups + 3) / 1e9:.1f} GB of disk and has "
+                    f"{free / 1e9:.1f}; choose another place, or a smaller width"
+                )
+            initial = run.initial_losses()
+            if not np.isfinite(initial).all():
+                raise DataError(
+                    f"model: the loss of input {int(np.argmin(np.isfinite(initial)))} is not "
+                    "finite at the trained weights; check the weights, the input and its "
+                    "preprocessing"
+                )
+            with atomic_path(self.folder / "initial.npy") as temporary:
+                np.save(temporary, initial)
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(settings, indent=1))
+        wanted = {self._sum(g).name for g in range(self.groups)}
+        for file in [*self.folder.glob(".*.*"), *self.folder.glob("sum-*.f32")]:
+            if file.name not in wanted:
+                file.unlink()
+        mark = f"draw-{len(self.pairs):05d}-"
+        for file in self.folder.glob("draw-*"):
+            if not file.name.startswith(mark):
+                file.unlink()
+        log.info(
+            "gradients of %d inputs in %d columns, engine %s, %d inputs at once: up to %.2f GB of "
+            "memory beside the model, %.2f GB of disk",
+            self.inputs,
+            self._width,
+            self._settings["engine"],
+            self._settings["block"],
+            (4 * self._settings["block"] * self._width + 2**29 + 2**28 + 48 * self.inputs**2) / 1e9,
+            (row * (self.groups + 2)) / 1e9,
+        )
+
+    @property
+    def initial_losses(self) -> np.ndarray:
+        return np.load(self.folder / "initial.npy")
+
+    def open(self, pair: int, which: int) -> _Rows:
+        return _Rows(self._draw(pair, which), self._width)
+
+    def finish_pair(self, run: _Run, seconds: float) -> None:
+        """Keep the products of a complete pair and add its gradients to its group's sum."""
+        pair = len(self.pairs)
+        group = pair % self.groups
+        paths = [self._draw(pair, which) for which in range(2)]
+        first, second = (self._mapped(path) for path in paths)
+        both, apart = (np.zeros((self.inputs, self.inputs)) for _ in range(2))
+        device = run.source.center.device
+        for part in self._blocks(4):
+            a, b = (torch.from_numpy(rows[:, part].copy()).to(device) for rows in (first, second))
+            for total, factor in ((both, a + b), (apart, a - b)):
+                total += (factor @ factor.T).cpu().numpy()
+        before, after = self._sum(group), self._sum(group, 1)
+        with atomic_path(after, sync=False) as temporary, open(temporary, "wb") as file:
+            held = self._mapped(before) if before.exists() else None
+            step = max(1, _BLOCK_BYTES // (4 * self._width))
+            for start in range(0, self.inputs, step):
+                rows = first[start : start + step] + second[start : start + step]
+                file.write((rows if held is None else held[start : start + step] + rows).tobytes())
+        losses = [np.fromfile(path.with_suffix(".losses"), np.float32) for path in paths]
+        path = self.folder / f"pair-{pair:05d}.npz"
+        with atomic_path(path, sync=False) as temporary:
+            np.savez(
+                temporary,
+                # G(A)G(A)^T + G(B)G(B)^T and its crossed counterpart, from sum and difference
+                own=((both + apart) / 4).astype(np.float32),
+                crossed=((both - apart) / 4).astype(np.float32),
+                losses=losses,
+                seconds=seconds,
+            )
+        self.pairs.append(path)
+        before.unlink(missing_ok=True)
+        for draw in paths:
+            draw.unlink()
+            draw.with_suffix(".losses").unlink()
+
+    def group_sums(self) -> list[np.ndarray]:
+        return [self._mapped(path) for g in range(self.groups) if (path := self._sum(g)).exists()]
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def _draw(self, pair: int, which: int) -> Path:
+        return self.folder / f"draw-{pair:05d}-{which}.f32"
+
+    def _sum(self, group: int, further: int = 0) -> Path:
+        count = len(range(group, len(self.pairs), self.groups)) + further
+        return self.folder / f"sum-{group}-{count}.f32"
+
+    def _mapped(self, path: Path) -> np.ndarray:
+        return np.memmap(path, np.float32, "r", shape=(self.inputs, self._width))
+
+    def _blocks(self, held: int) -> list[slice]:
+        """Columns in pieces of which ``held`` matrices fit the memory."""
+        step = max(64, _BLOCK_BYTES // (4 * self.inputs * held))
+        return [slice(start, start + step) for start in range(0, self._width, step)]
+
+
+def _estimate(
+    record: _Record, pairs: int, gamma: float, engine: str, run: _Run, progress: bool
+) -> GradientCovariance:
+    """The kernel of all pairs, of all but a group, and of the halves."""
+    if len(record.pairs) > pairs:
+        raise TraceError(
+            f"{record.folder}: holds {len(record.pairs)} pairs, more than {pairs}; ask for as many"
+        )
+    inputs, count = record.inputs, min(record.groups, pairs)
+    shape = (count, inputs, inputs)
+    own, crossed = np.zeros(shape), np.zeros(shape)
+    losses, seconds = [], []
+    for pair, path in enumerate(record.pairs):
+        with np.load(path) as kept:
+            own[pair % record.groups] += kept["own"]
+            crossed[pair % record.groups] += kept["crossed"]
+            losses.append(kept["losses"])
+            seconds.append(float(kept["seconds"]))
+    sizes = np.bincount(np.arange(pairs) % record.groups)
+    # Products of the sum over all pairs with that of each group, of each group's with itself, and
+    # of the first half's with all and with itself.
+    with_all, with_own = np.zeros(shape), np.zeros(shape)
+    half_all, half_half = np.zeros((inputs, inputs)), np.zeros((inputs, inputs))
+    sums, device = record.group_sums(), run.source.center.device
+    parts = record._blocks(count + 2)
+    for part in bar(parts, "products of mean gradients", show=progress):
+        by_group = [torch.from_numpy(rows[:, part].copy()).to(device) for rows in sums]
+        total, half = sum(by_group), sum(by_group[::2])
+        for g, rows in enumerate(by_group):
+            with_all[g] += (total @ rows.T).cpu().numpy()
+            with_own[g] += (rows @ rows.T).cpu().numpy()
+        half_all += (half @ total.T).cpu().numpy()
+        half_half += (half @ half.T).cpu().numpy()
+    everything = with_all.sum(0)
+
+    def parts_of(groups: np.ndarray, product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """K and its linear part from the pairs of some groups, whose sum has this product."""
+        size = sizes[groups].sum()
+        ones, halves = own[groups].sum(0) / size, crossed[groups].sum(0) / size
+        zeros = (product - 2 * size * (ones + halves)) / (4 * size**2 - 4 * size)
+        zeros = (zeros + zeros.T) / 2
+        return (ones + 4 * halves + zeros) / (6 * gamma), zeros / gamma
+
+    groups = np.arange(count)
+    kernel, linear = parts_of(groups, everything)
+    without = [
+        parts_of(np.delete(groups, g), everything - with_all[g] - with_all[g].T + with_own[g])
+        for g in groups
+    ]
+    rest = everything - half_all - half_all.T + half_half
+    halves = [parts_of(groups[0::2], half_half)[0], parts_of(groups[1::2], rest)[0]]
+    return GradientCovariance(
+        gamma=gamma,
+        pairs=pairs,
+        kernel=kernel,
+        linear=linear,
+        left_out=np.array([matrix for matrix, _ in without]),
+        linear_left_out=np.array([matrix for _, matrix in without]),
+        halves=np.array(halves),
+        losses=np.concatenate(losses),
+        initial_losses=record.initial_losses,
+        width=record._width,
+        engine=engine,
+        seconds=np.array(seconds),
+    )

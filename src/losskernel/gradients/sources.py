@@ -1,0 +1,176 @@
+"""Per-sample gradients at any weights: layer by layer, vectorized over inputs, or one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from losskernel.engines import (
+    SMALL,
+    LossPerInput,
+    SequentialEngine,
+    _checked,
+    _frozen_copy,
+    tensor_cores,
+)
+from losskernel.errors import ConfigError
+from losskernel.gradients.layers import LayerGradients, NotServedError
+from losskernel.gradients.sketch import Fold
+from losskernel.inputs import Inputs
+from losskernel.parameters import FlatLayout
+
+ENGINES = ("auto", "layers", "batched", "sequential")
+# Of what one block of inputs holds: activations, gradients and folded gradients.
+_BLOCK_BYTES = 2**29
+_MOST_INPUTS = 256
+# Sums in float32 in another order differ by 1e-6 or so, a misunderstood layer by the whole.
+_TOLERANCE = 1e-3
+
+
+class GradientSource(Protocol):
+    """Folded per-sample gradients of one model and loss."""
+
+    kind: str
+    layout: FlatLayout
+    center: Tensor  # (parameter,): the trained weights
+
+    def block(self, weights: Tensor, x: Any, y: Any, fold: Fold, out: Tensor) -> Tensor:
+        """See :meth:`losskernel.gradients.layers.LayerGradients.block`."""
+
+
+class BatchedGradients:
+    """Vectorized over inputs by :mod:`torch.func`; for small models of any layers."""
+
+    kind = "batched"
+
+    def __init__(self, model: nn.Module, loss: LossPerInput, names: list[str], device="cpu"):
+        model = _frozen_copy(model, device)
+        self.layout = FlatLayout(model, names)
+        self.center = self.layout.flatten(dict(model.named_parameters()))
+
+        def value(flat: Tensor, x: Any, y: Any) -> Tensor:
+            output = functional_call(model, self.layout.views(flat), (x[None],))
+            return _checked(loss(output, y[None]), 1)[0]
+
+        self._gradients = vmap(grad_and_value(value), in_dims=(None, 0, 0))
+
+    def block(self, weights: Tensor, x: Any, y: Any, fold: Fold, out: Tensor) -> Tensor:
+        with tensor_cores("float32"):
+            gradients, losses = self._gradients(weights, x, y)
+        fold.add_rows(out, gradients)
+        return losses.detach()
+
+
+class SingleGradients:
+    """One backward pass an input; for any model."""
+
+    kind = "sequential"
+
+    def __init__(self, model: nn.Module, loss: LossPerInput, names: list[str], device="cpu"):
+        self._engine = SequentialEngine(model, loss, names, device)
+        self.layout, self.center = self._engine.layout, self._engine.center
+
+    def block(self, weights: Tensor, x: Any, y: Any, fold: Fold, out: Tensor) -> Tensor:
+        losses = []
+        for i in range(len(out)):
+            one = [_at(x, i), _at(y, i)]
+            gradient, value = self._engine.gradients(weights[None], [one])
+            fold.add_rows(out[i : i + 1], gradient)
+            losses.append(value)
+        return torch.cat(losses)
+
+
+def _at(part: Any, i: int) -> Any:
+    """Input ``i`` of a block, or target, as a batch of one."""
+    if isinstance(part, dict):
+        return {key: _at(value, i) for key, value in part.items()}
+    if isinstance(part, (tuple, list)) and not any(isinstance(value, str) for value in part):
+        return [_at(value, i) for value in part]
+    return part[i : i + 1]
+
+
+_SOURCES: dict[str, Callable[..., GradientSource]] = {
+    "layers": LayerGradients,
+    "batched": BatchedGradients,
+    "sequential": SingleGradients,
+}
+
+
+def make_source(
+    kind: str,
+    model: nn.Module,
+    loss: LossPerInput,
+    names: list[str],
+    inputs: Inputs,
+    device="cpu",
+    weights: Tensor | None = None,
+) -> tuple[GradientSource, int]:
+    """A source of gradients, and how many inputs to give it at once.
+
+    Args:
+        kind: ``"layers"``, ``"batched"``, ``"sequential"``, or ``"auto"``: the first of these that
+            reproduces, on the first block of ``inputs``, the gradients taken one by one. Batched is
+            tried for up to 2 million parameters.
+        model, loss, names, device: as for :class:`LayerGradients`.
+        inputs: what gradients will be asked for.
+        weights: where to compare, ``(parameter,)``; by default the trained weights.
+
+    Raises:
+        ConfigError: the kind is unknown, or cannot serve the model.
+    """
+    if kind not in ENGINES:
+        raise ConfigError(f"engine: '{kind}' is not one of {', '.join(ENGINES)}")
+    single = SingleGradients(model, loss, names, device)
+    weights = single.center if weights is None else weights
+    size = _block_size(model, inputs, single.layout.size, device)
+    if kind == "sequential":
+        return single, size
+    x, y = inputs.take(np.arange(min(size, len(inputs))))
+    fold = Fold(single.layout, 2**14, device=device)
+    chosen = sorted({0, min(size, len(inputs)) - 1})
+    expected = torch.zeros(len(chosen), fold.width, device=device)
+    for row, i in zip(expected, chosen, strict=True):
+        single.block(weights, _at(x, i), _at(y, i), fold, row[None])
+    reason = ""
+    for name in ("layers", "batched") if kind == "auto" else (kind,):
+        if name == "batched" and kind == "auto" and single.layout.size > SMALL:
+            continue
+        try:
+            source = _SOURCES[name](model, loss, names, device)
+            found = torch.zeros(min(size, len(inputs)), fold.width, device=device)
+            source.block(weights, x, y, fold, found)
+            apart = torch.linalg.vector_norm(found[chosen] - expected, dim=1)
+            if (apart <= _TOLERANCE * torch.linalg.vector_norm(expected, dim=1)).all():
+                return source, size
+            reason = "its gradients are not those of single inputs"
+        except (NotServedError, RuntimeError, NotImplementedError, AttributeError, TypeError) as e:
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+    if kind == "auto":
+        return single, size
+    raise ConfigError(
+        f"engine: '{kind}' cannot serve this model ({reason}); use engine 'auto' or 'sequential'"
+    )
+
+
+def _block_size(model: nn.Module, inputs: Inputs, parameters: int, device) -> int:
+    """Inputs whose activations, as a pass with gradients keeps them, take half a gigabyte."""
+    trial = _frozen_copy(model, device).requires_grad_()
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output = trial(inputs.take(np.arange(1))[0])
+    weights = {tensor.untyped_storage().data_ptr() for tensor in trial.parameters()}
+    activations = sum(size for address, size in kept.items() if address not in weights)
+    del output
+    # Vectorized over inputs three copies of every gradient exist at once.
+    beside = 12 * parameters if parameters <= SMALL else 0
+    return int(max(1, min(_MOST_INPUTS, _BLOCK_BYTES // max(1, activations + beside))))

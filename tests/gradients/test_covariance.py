@@ -1,0 +1,223 @@
+"""The kernel from pairs of gradients against kernels that are known exactly."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import t as student
+from torch import nn
+
+from losskernel import gradient_covariance
+from losskernel.errors import ConfigError, DataError, TraceError
+from losskernel.kernel import covariance as loss_covariance
+
+FALSE_ALARM = 1e-3  # probability that a test fails a correct estimator, for seeds drawn at random
+GROUPS = 30
+
+
+class Weights(nn.Module):
+    """Its output is its weights, for losses that are written in terms of them."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.w = nn.Parameter(torch.as_tensor(weights, dtype=torch.float32))
+
+    def forward(self, x):
+        return self.w.expand(len(x), -1)
+
+
+def estimate(model, loss, inputs, **options):
+    index = torch.arange(inputs)
+    options = {"groups": GROUPS, "progress": False, **options}
+    return gradient_covariance(model, (index, index), loss=loss, **options)
+
+
+def bound(entries, groups=GROUPS):
+    """Largest |t| that a matrix of so many entries exceeds with probability FALSE_ALARM."""
+    return student.isf(FALSE_ALARM / entries / 2, groups - 1)
+
+
+def agree(found, known, error):
+    upper = np.triu_indices(len(known))
+    apart = np.abs(found - known)[upper] / error[upper]
+    assert apart.max() < bound(len(apart))
+
+
+class Quadratic:
+    """Losses ``g_i . x + x' H_i x / 2`` of ``x = w - w*``: K = g g'/gamma + tr(H H)/(2 gamma^2)."""
+
+    def __init__(self, inputs=5, weights=20, seed=0):
+        rng = np.random.default_rng(seed)
+        self.center = torch.tensor(rng.standard_normal(weights), dtype=torch.float32)
+        self.g = torch.tensor(rng.standard_normal((inputs, weights)), dtype=torch.float32)
+        h = torch.tensor(rng.standard_normal((inputs, weights, weights)), dtype=torch.float32)
+        self.h = (h + h.mT) / 2
+        self.model = Weights(self.center)
+
+    def loss(self, output, index):
+        x = output - self.center
+        bent = torch.einsum("na,nab,nb->n", x, self.h[index], x) / 2
+        return (self.g[index] * x).sum(1) + bent
+
+    def kernel(self, gamma):
+        linear = (self.g @ self.g.T).double().numpy() / gamma
+        bent = torch.einsum("iab,jba->ij", self.h, self.h).double().numpy() / (2 * gamma**2)
+        return linear, bent
+
+
+@pytest.mark.parametrize("gamma", [1.0, 40.0])
+def test_quadratic_losses(gamma):
+    problem = Quadratic()
+    found = estimate(problem.model, problem.loss, 5, gamma=gamma, pairs=60)
+    linear, bent = problem.kernel(gamma)
+    agree(found.kernel, linear + bent, found.error())
+    agree(found.linear, linear, found.error(of="linear"))
+    np.testing.assert_allclose(found.kernel, found.linear + found.nonlinear)
+    # x' H x / 2 has the mean tr(H) / (2 gamma)
+    rise, error = found.rise
+    known = float(problem.h.diagonal(dim1=1, dim2=2).sum(1).mean()) / (2 * gamma)
+    assert abs(rise - known) < student.isf(FALSE_ALARM / 2, 59) * error
+
+
+def hermite(x, order):
+    return [x, x**2 - 1, x**3 - 3 * x, x**4 - 6 * x**2 + 3][order - 1]
+
+
+@pytest.mark.parametrize("degree", [3, 4])
+def test_polynomials_up_to_degree_four(degree):
+    """Losses ``sum a_idk He_k(sqrt(gamma) x_d)``, whose covariance is ``sum k! a_idk a_jdk``."""
+    rng, gamma, inputs, weights = np.random.default_rng(degree), 9.0, 4, 300
+    factorials = np.array([math.factorial(k + 1) for k in range(degree)])
+    a = rng.standard_normal((inputs, weights, degree)) / np.sqrt(factorials)
+    coefficients = torch.tensor(a, dtype=torch.float32)
+    center = torch.tensor(rng.standard_normal(weights), dtype=torch.float32)
+
+    def loss(output, index):
+        x = (output - center) * math.sqrt(gamma)
+        powers = torch.stack([hermite(x, k + 1) for k in range(degree)], 2)
+        return (coefficients[index] * powers).sum((1, 2))
+
+    found = estimate(Weights(center), loss, inputs, gamma=gamma, pairs=60)
+    agree(found.kernel, np.einsum("idk,jdk,k->ij", a, a, factorials), found.error())
+    agree(found.linear, np.einsum("id,jd->ij", a[..., 0], a[..., 0]), found.error(of="linear"))
+    # Errors are small enough to tell the degrees apart: without the highest this does not hold.
+    lower = np.einsum("idk,jdk,k->ij", a[..., :-1], a[..., :-1], factorials[:-1])
+    with pytest.raises(AssertionError):
+        agree(found.kernel, lower, found.error())
+
+
+def mlp(seed=0, classes=3):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, classes))
+    x = torch.randn(12, 4)
+    return model, (x, torch.arange(12) % classes)
+
+
+def test_a_network_against_its_own_losses():
+    """Gradient pairs and the losses of independent draws estimate the same kernel."""
+    model, data = mlp()
+    gamma, draws = 2.0, 20_000
+    found = gradient_covariance(model, data, gamma=gamma, pairs=60, groups=GROUPS, progress=False)
+    generator = torch.Generator().manual_seed(1)
+    center = nn.utils.parameters_to_vector(model.parameters()).detach()
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    sizes = [shape.numel() for shape in shapes.values()]
+
+    def losses(flat):
+        pieces = zip(shapes.items(), flat.split(sizes), strict=True)
+        weights = {name: piece.view(shape) for (name, shape), piece in pieces}
+        output = torch.func.functional_call(model, weights, (data[0],))
+        return nn.functional.cross_entropy(output, data[1], reduction="none")
+
+    z = torch.randn(draws, len(center), generator=generator) / math.sqrt(gamma)
+    with torch.no_grad():
+        sampled = torch.func.vmap(losses)(center + z).double().numpy()
+    parts = np.array([loss_covariance(part) for part in np.array_split(sampled, GROUPS)])
+    known, error = parts.mean(0), parts.std(0, ddof=1) / math.sqrt(GROUPS)
+    assert found.linear_share < 0.5
+    agree(found.kernel, known, np.hypot(error, found.error()))
+    assert found.reliability[1] > found.reliability[0] > 0.9
+
+
+def test_all_gammas_share_their_normal_draws():
+    """A linear loss tells where it was evaluated: ``sqrt(gamma) (w - w*)`` is the same."""
+    model = Weights([1.0, 2.0])
+
+    def loss(output, index):
+        return (output - torch.tensor([1.0, 2.0])) @ torch.tensor([1.0, -3.0])
+
+    losses = [
+        estimate(model, loss, 1, gamma=gamma, pairs=20).losses[:, 0] * math.sqrt(gamma)
+        for gamma in (1.0, 100.0)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+    first, second = losses[0].reshape(-1, 2).T
+    assert np.std(losses[0]) == pytest.approx(math.sqrt(10), rel=0.5)
+    assert np.corrcoef(first, second)[0, 1] == pytest.approx(0.5, abs=0.5)
+
+
+def same(one, other):
+    for name in ("kernel", "linear", "left_out", "halves", "losses", "initial_losses"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+@pytest.mark.parametrize("width", [16, 2**18])
+def test_more_pairs_extend_a_finished_journal(tmp_path, width):
+    model, data = mlp()
+    options = {"gamma": 8.0, "groups": 4, "width": width, "progress": False}
+    whole = gradient_covariance(model, data, pairs=9, **options)
+    gradient_covariance(model, data, pairs=5, journal=tmp_path, **options)
+    same(gradient_covariance(model, data, pairs=9, journal=tmp_path, **options), whole)
+    assert not list(tmp_path.glob("draw-*"))
+    with pytest.raises(TraceError, match="holds 9 pairs, more than 7"):
+        gradient_covariance(model, data, pairs=7, journal=tmp_path, **options)
+
+
+def test_a_journal_refuses_what_it_was_not_begun_with(tmp_path):
+    model, data = mlp()
+    options = {"gamma": 8.0, "pairs": 4, "journal": tmp_path, "progress": False}
+    gradient_covariance(model, data, **options)
+    with pytest.raises(TraceError, match="other gamma = 8.0, not 9.0"):
+        gradient_covariance(model, data, **{**options, "gamma": 9.0})
+    with pytest.raises(TraceError, match="other seed"):
+        gradient_covariance(model, data, seed=1, **options)
+    with pytest.raises(TraceError, match="other weights_sha256"):
+        gradient_covariance(mlp(seed=1)[0], data, **options)
+    with pytest.raises(TraceError, match="other inputs_sha256"):
+        gradient_covariance(model, (data[0] + 1, data[1]), **options)
+
+    class Otherwise(nn.Sequential):
+        """The same weights under other code."""
+
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(TraceError, match="code of the model differs"):
+        gradient_covariance(Otherwise(*model), data, **options)
+
+
+def test_bad_settings_are_refused_in_one_line():
+    model, data = mlp()
+    for options, told in (
+        ({"gamma": 0.0}, "gamma"),
+        ({"gamma": math.inf}, "gamma"),
+        ({"gamma": 1.0, "pairs": 3}, "pairs"),
+        ({"gamma": 1.0, "groups": 5}, "groups"),
+        ({"gamma": 1.0, "width": 0}, "width"),
+        ({"gamma": 1.0, "seed": -1}, "seed"),
+        ({"gamma": 1.0, "engine": "fast"}, "engine"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            gradient_covariance(model, data, progress=False, **options)
+    with pytest.raises(DataError, match="not finite"):
+        gradient_covariance(model, (data[0] * math.nan, data[1]), gamma=1.0, progress=False)
+
+
+def test_the_folder_says_what_it_holds(tmp_path):
+    model, data = mlp()
+    gradient_covariance(model, data, gamma=8.0, pairs=4, journal=tmp_path, progress=False)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["gamma"] == 8.0 and settings["engine"] == "layers"
+    assert len(list(tmp_path.glob("pair-*.npz"))) == 4
