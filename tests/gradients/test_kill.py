@@ -29,14 +29,14 @@ def state():
     return sorted(path.name for path in journal.glob("*")) if journal.exists() else []
 
 
-whole = run(folder / "whole", 12)  # first: it imports what every run would have to
+whole = run(folder / "whole", 6)  # first: it imports what every run would have to
 rng = random.Random(0)
 seen, kills = set(), 0
-while len(list(journal.glob("pair-*.npz"))) < 12:
+while len(list(journal.glob("pair-*.npz"))) < 6:
     before = state()
     child = os.fork()
     if child == 0:
-        run(journal, 12)
+        run(journal, 6)
         os._exit(0)
     # Killed some time after it begins to write, or it might never come so far.
     deadline = time.monotonic() + 60
@@ -47,7 +47,7 @@ while len(list(journal.glob("pair-*.npz"))) < 12:
     if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
         kills += 1
     seen.add(tuple(state()))
-found = run(journal, 12)
+found = run(journal, 6)
 names = ("kernel", "linear", "left_out", "halves", "losses", "initial_losses")
 print(json.dumps({
     "kills": kills,

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from losskernel.gradients.sketch import Fold
-from losskernel.parameters import FlatLayout, select_parameters
+from losskernel.sampling.parameters import FlatLayout, select_parameters
 
 
 def layout():

@@ -43,18 +43,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from losskernel.control_variate import normalize
-from losskernel.engines import LossPerInput
 from losskernel.errors import ConfigError, DataError, LossKernelError, TraceError
 from losskernel.files import atomic_path, locked
 from losskernel.gradients.sketch import DEFAULT_WIDTH, Fold, Nothing
 from losskernel.gradients.sources import GradientSource, make_source
-from losskernel.inputs import Inputs, state_fingerprint
-from losskernel.loss_fingerprint import loss_fingerprint
-from losskernel.parameters import layout_fingerprint, select_parameters
+from losskernel.kernel.control_variate import normalize
 from losskernel.progress import bar
-from losskernel.sampling import Data, cross_entropy
-from losskernel.seeds import fill_normal
+from losskernel.sampling.engines import LossPerInput
+from losskernel.sampling.fingerprints import loss_fingerprint
+from losskernel.sampling.inputs import Inputs, state_fingerprint
+from losskernel.sampling.parameters import layout_fingerprint, select_parameters
+from losskernel.sampling.sample import Data, cross_entropy
+from losskernel.seeds import fill_draw
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class GradientCovariance:
 
     @property
     def correlation(self) -> np.ndarray:
-        """R, the normalized kernel; see :func:`losskernel.control_variate.normalize`."""
+        """R, the normalized kernel; see :func:`losskernel.kernel.control_variate.normalize`."""
         return normalize(self.kernel)
 
     @property
@@ -162,7 +162,7 @@ def gradient_covariance(
     gamma: float,
     pairs: int = 20,
     loss: LossPerInput = cross_entropy,
-    parameters: str | Sequence[str] = "all",
+    parameters: str | Sequence[str] = "trainable",
     seed: int = 0,
     width: int = DEFAULT_WIDTH,
     groups: int = 10,
@@ -180,10 +180,12 @@ def gradient_covariance(
     Args:
         model: the trained network; called as ``model(inputs)``.
         data: ``(inputs, targets)`` tensors or a map-style data set of such pairs.
-        gamma: localization, 1 / weight^2. Under one seed all gammas share their normal draws.
+        gamma: localization, 1 / weight^2. Under one seed all gammas share their normal draws; A of
+            pair s is at draw s of chain 0 of :func:`losskernel.sample_losses`.
         pairs: of draws, 4 or more.
         loss: ``loss(output, target)`` returning one value per input, differentiable.
-        parameters: which are perturbed; see :func:`losskernel.parameters.select_parameters`.
+        parameters: which are perturbed; see
+            :func:`losskernel.sampling.parameters.select_parameters`.
         seed: of the draws and of the sketch. Same seed, machine and thread count, same result.
         width: columns that a gradient is folded into, see :mod:`losskernel.gradients.sketch`; a
             cosine is off by ``width ** -0.5`` or so. Models with fewer parameters are not folded.
@@ -239,7 +241,7 @@ def gradient_covariance(
         }
         run = _Run(source, inputs, fold, gamma, seed, block)
         record = _Record(folder, settings, fold.width)
-        stack.callback(record.close)
+        stack.enter_context(record.lock)
         record.prepare(run)
         total, done = 2 * pairs * len(inputs), 2 * len(record.pairs) * len(inputs)
         shown = stack.enter_context(
@@ -273,10 +275,10 @@ class _Run:
         """A (``which`` 0) or B (1) of a pair, ``(parameter,)``."""
         center = self.source.center
         noise, generator = torch.empty_like(center), torch.Generator(center.device)
-        fill_normal(noise, generator, self._seed, pair, 0)
+        fill_draw(noise, generator, self._seed, 0, pair)
         if which:
             second = torch.empty_like(center)
-            fill_normal(second, generator, self._seed, pair, 1)
+            fill_draw(second, generator, self._seed, 1, pair)
             noise = noise / 2 + math.sqrt(3 / 4) * second
         return center + noise / math.sqrt(self._gamma)
 
@@ -325,7 +327,7 @@ class _Rows:
     def __init__(self, path: Path, width: int):
         self._files = []
         sizes = (4 * width, 4)
-        for file, size in zip((path, path.with_suffix(".losses")), sizes, strict=True):
+        for file in (path, path.with_suffix(".losses")):
             self._files.append(open(file, "ab", buffering=0))
         self.done = min(f.tell() // size for f, size in zip(self._files, sizes, strict=True))
         for file, size in zip(self._files, sizes, strict=True):
@@ -364,7 +366,7 @@ class _Record:
             raise LossKernelError(
                 f"{folder}: cannot be written ({error.strerror or error}); choose another place"
             ) from error
-        self._lock = locked(folder)
+        self.lock = locked(folder)
         self.pairs: list[Path] = []
         while (path := folder / f"pair-{len(self.pairs):05d}.npz").exists():
             self.pairs.append(path)
@@ -476,9 +478,6 @@ class _Record:
 
     def group_sums(self) -> list[np.ndarray]:
         return [self._mapped(path) for g in range(self.groups) if (path := self._sum(g)).exists()]
-
-    def close(self) -> None:
-        self._lock.close()
 
     def _draw(self, pair: int, which: int) -> Path:
         return self.folder / f"draw-{pair:05d}-{which}.f32"

@@ -17,10 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losskernel.engines import LossPerInput, _checked, _frozen_copy, tensor_cores
-from losskernel.inputs import leaves
-from losskernel.parameters import FlatLayout
 from losskernel.gradients.sketch import Fold
+from losskernel.sampling.engines import (
+    LossPerInput,
+    _cast,
+    _frozen_copy,
+    _input_losses,
+    tensor_cores,
+)
+from losskernel.sampling.inputs import leaves, map_tensors
+from losskernel.sampling.parameters import FlatLayout
 
 
 class NotServedError(Exception):
@@ -48,7 +54,7 @@ class LayerGradients:
     kind = "layers"
 
     def __init__(self, model: nn.Module, loss: LossPerInput, names: list[str], device="cpu"):
-        self._model, self._loss = _frozen_copy(model, device), loss
+        self._model, self._loss = _cast(_frozen_copy(model, device), torch.float32), loss
         self.layout = FlatLayout(self._model, names)
         parameters = dict(self._model.named_parameters())
         self.center = self.layout.flatten(parameters)
@@ -90,7 +96,8 @@ class LayerGradients:
         self._count = len(leaves(y)[0])
         self._fold, self._out = fold, out
         with tensor_cores("float32"), torch.enable_grad():
-            losses = _checked(self._loss(self._model(x), y), self._count)
+            batch = map_tensors(torch.clone, (x, y))  # the model may work in place
+            losses = _input_losses(self._model, self._loss, torch.float32, *batch)
             outside = torch.autograd.grad(losses.sum(), self._parameters, allow_unused=True)
         for name, gradient in zip(self.layout.names, outside, strict=True):
             if gradient is not None:

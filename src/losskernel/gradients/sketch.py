@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from losskernel.errors import ConfigError
-from losskernel.parameters import FlatLayout
+from losskernel.sampling.parameters import FlatLayout
 from losskernel.seeds import numpy_generator
 
 DEFAULT_WIDTH = 2**18

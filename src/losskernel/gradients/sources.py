@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from losskernel.engines import (
-    SMALL,
-    LossPerInput,
-    SequentialEngine,
-    _checked,
-    _frozen_copy,
-    tensor_cores,
-)
 from losskernel.errors import ConfigError
 from losskernel.gradients.layers import LayerGradients, NotServedError
 from losskernel.gradients.sketch import Fold
-from losskernel.inputs import Inputs
-from losskernel.parameters import FlatLayout
+from losskernel.sampling.engines import (
+    SMALL,
+    LossPerInput,
+    SequentialEngine,
+    _cast,
+    _frozen_copy,
+    _input_losses,
+    tensor_cores,
+)
+from losskernel.sampling.inputs import Inputs, map_tensors
+from losskernel.sampling.parameters import FlatLayout
 
 ENGINES = ("auto", "layers", "batched", "sequential")
 # Of what one block of inputs holds: activations, gradients and folded gradients.
@@ -49,19 +50,22 @@ class BatchedGradients:
     kind = "batched"
 
     def __init__(self, model: nn.Module, loss: LossPerInput, names: list[str], device="cpu"):
-        model = _frozen_copy(model, device)
+        model = _cast(_frozen_copy(model, device), torch.float32)
         self.layout = FlatLayout(model, names)
         self.center = self.layout.flatten(dict(model.named_parameters()))
 
         def value(flat: Tensor, x: Any, y: Any) -> Tensor:
-            output = functional_call(model, self.layout.views(flat), (x[None],))
-            return _checked(loss(output, y[None]), 1)[0]
+            pair = map_tensors(lambda t: t[None], (x, y))
+            views = self.layout.views(flat)
+            return _input_losses(
+                lambda x: functional_call(model, views, (x,)), loss, torch.float32, *pair
+            )[0]
 
         self._gradients = vmap(grad_and_value(value), in_dims=(None, 0, 0))
 
     def block(self, weights: Tensor, x: Any, y: Any, fold: Fold, out: Tensor) -> Tensor:
         with tensor_cores("float32"):
-            gradients, losses = self._gradients(weights, x, y)
+            gradients, losses = self._gradients(weights, *map_tensors(torch.clone, (x, y)))
         fold.add_rows(out, gradients)
         return losses.detach()
 
@@ -87,7 +91,7 @@ class SingleGradients:
 
 def _at(part: Any, i: int) -> Any:
     """Input ``i`` of a block, or target, as a batch of one."""
-    if isinstance(part, dict):
+    if isinstance(part, Mapping):
         return {key: _at(value, i) for key, value in part.items()}
     if isinstance(part, (tuple, list)) and not any(isinstance(value, str) for value in part):
         return [_at(value, i) for value in part]
@@ -168,9 +172,9 @@ def _block_size(model: nn.Module, inputs: Inputs, parameters: int, device) -> in
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         output = trial(inputs.take(np.arange(1))[0])
+    del output
     weights = {tensor.untyped_storage().data_ptr() for tensor in trial.parameters()}
     activations = sum(size for address, size in kept.items() if address not in weights)
-    del output
     # Vectorized over inputs three copies of every gradient exist at once.
     beside = 12 * parameters if parameters <= SMALL else 0
     return int(max(1, min(_MOST_INPUTS, _BLOCK_BYTES // max(1, activations + beside))))
