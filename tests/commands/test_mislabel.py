@@ -41,13 +41,21 @@ def ranking(trace, *options) -> pd.DataFrame:
 
 
 def test_a_wrong_label_comes_first_with_the_label_of_the_inputs_opposed_to_it(trace):
-    first = ranking(trace).iloc[0]
+    first = ranking(trace, "--score", "self_covariance").iloc[0]
     assert (first["rank"], first["name"], first["given_label"]) == (1, "e", "cat")
     assert first["suggested_label"] == "dog" and first["share_of_votes"] == pytest.approx(1)
     assert set(first["opposed"].split(" | ")) == {"c", "d"}
     assert first["opposed_labels"] == "dog | dog"
     assert set(first["nearest"].split(" | ")) == {"a", "b"}
     assert first["score"] == pytest.approx(self_covariance(LossTrace.load(trace).losses)[4])
+
+
+def test_without_refitting_the_mean_loss_ranks_and_every_score_is_told(trace):
+    table, losses = ranking(trace), LossTrace.load(trace).losses
+    mean = losses.mean(axis=(0, 1), dtype=float)
+    order = np.argsort(-mean)
+    assert table["score"].to_numpy() == pytest.approx(mean[order])
+    assert table["self_covariance"].to_numpy() == pytest.approx(self_covariance(losses)[order])
 
 
 def test_a_ranking_by_another_score(trace):
@@ -57,7 +65,7 @@ def test_a_ranking_by_another_score(trace):
 
 def test_an_unknown_score_is_named(trace, tmp_path):
     output = tmp_path / "ranking.csv"
-    with pytest.raises(ConfigError, match="score: 'luck' is not one of self_covariance, mean"):
+    with pytest.raises(ConfigError, match="score: 'luck' is not one of best, confident"):
         rank(trace, output, score="luck")
     assert not output.exists()
 
@@ -123,6 +131,61 @@ def test_a_file_of_classes_sets_their_order(photos, tmp_path):
     assert classes == {"zebra": 0, "cat 2": 1, "Ant": 2}
     same = named.coordinate("label") == "cat 2"
     assert (named.initial_loss == by_folder.initial_loss).tolist() == same.tolist()
+
+
+def test_folds_predict_each_image_by_a_last_layer_that_did_not_see_it(photos, tmp_path):
+    output = tmp_path / "s.csv"
+    assert rank_folder(photos, output, *PROBE, "--folds", 2, "--page", tmp_path / "s.html") == 0
+    table = pd.read_csv(output).set_index("name")
+    found = pd.read_csv(tmp_path / "s.predictions.csv").set_index("name")
+    assert sorted(found.columns) == sorted(CLASSES)
+    own = [found.loc[name, row["given_label"]] for name, row in table.iterrows()]
+    assert table["score"].tolist() == pytest.approx([1 - p for p in own])
+    assert "Refitting" not in (tmp_path / "s.html").read_text().split('id="data"')[1]
+    # Two images a class: each was predicted from one of each class, which a fit by hand repeats.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.preprocessing import StandardScaler
+
+    from losskernel.data.images import ClassFolders, load_images
+    from losskernel.models.features import penultimate_features
+    from losskernel.models.loader import load_classifier
+
+    classifier = load_classifier("timm:test_resnet", photos / "weights.safetensors", 64)
+    shown = ClassFolders(photos / "images", classifier.preprocess)
+    seen = penultimate_features(classifier.model, [load_images(shown)[0]]).numpy()
+    parts = StratifiedKFold(2, shuffle=True, random_state=0).split(seen, shown.folders)
+    kept, held_out = next(parts)
+    scale = StandardScaler().fit(seen[kept])
+    head = LogisticRegression(C=0.01, max_iter=1000)
+    head.fit(scale.transform(seen[kept]), shown.folders[kept])
+    expected = head.predict_proba(scale.transform(seen[held_out]))
+    got = found.loc[shown.names[held_out], head.classes_].to_numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_more_folds_than_images_of_a_class_are_refused(photos, tmp_path, capsys):
+    assert rank_folder(photos, tmp_path / "s.csv", *PROBE, "--folds", 3) == 1
+    assert "folds = 3: must be from 2 to 2, the images of the class Ant" in capsys.readouterr().err
+
+
+def test_the_time_decides_how_many_draws_and_a_run_that_goes_on_keeps_its_own(
+    photos, tmp_path, caplog
+):
+    options = [str(part) for part in SAMPLING]
+    at = options.index("--draws")
+    del options[at : at + 2]
+    call = ("mislabel", "folder", "--images", photos / "images", "--model", "timm:test_resnet")
+    call += ("--weights", photos / "weights.safetensors", "--k", 1, *options, *PROBE)
+    with caplog.at_level("INFO", "losskernel"):
+        assert run(*call, "--output", tmp_path / "s.csv", "--minutes", 0) == 0
+        assert LossTrace.load(tmp_path / "s.nc").losses.shape == (1, 10, 6)  # the fewest
+        assert run(*call, "--output", tmp_path / "s.csv", "--minutes", 10) == 0
+    long = LossTrace.load(tmp_path / "s.nc")
+    assert long.losses.shape == (1, 200, 6) and long.attributes["resumed_draws"] == 10  # the most
+    assert "1 x 200 draws of 6 images: " in caplog.text
+    assert run(*call, "--output", tmp_path / "s.csv", "--minutes", 0) == 0
+    assert LossTrace.load(tmp_path / "s.nc").losses.shape == (1, 200, 6)
 
 
 def test_a_pilot_chooses_the_probe_where_none_is_given(photos, tmp_path, caplog):

@@ -15,11 +15,12 @@ import json
 import re
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from losskernel.data.images import decode
 from losskernel.errors import DataError
 from losskernel.files import atomic_path
 from losskernel.progress import bar
@@ -108,20 +109,28 @@ def thumbnails(
     """
     folder, found = Path(folder), []
     for name in bar(names, "thumbnails", unit="image", show=progress):
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{name}: lies outside of {folder}; give the folder of the trace")
-        try:
-            with Image.open(path) as image:
-                image.draft("RGB", (2 * side, 2 * side))  # JPEG: decode no more than is needed
-                small = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise DataError(
-                f"{path}: cannot be read as an image ({error}); give the folder that the inputs "
-                "of the trace came from"
-            ) from error
-        small.thumbnail((side, side))
+        small = _small(folder / path, side)
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=75, optimize=True)
         found.append(base64.b64encode(buffer.getvalue()).decode())
     return found
+
+
+def _small(path: Path, side: int) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            if image.format == "JPEG":
+                image.draft("RGB", (2 * side, 2 * side))  # decodes no more than is needed
+                small = image.convert("RGB")
+            else:
+                small = decode(path.read_bytes())
+    except (OSError, SyntaxError, DataError) as error:
+        raise DataError(
+            f"{path}: cannot be read as an image ({error}); give the folder that the inputs of the "
+            "trace came from"
+        ) from error
+    small.thumbnail((side, side))
+    return small
