@@ -19,6 +19,7 @@ from losskernel import LossTrace, correlation, covariance, self_covariance
 from losskernel.cli import EXAMPLES, HERE, _command_parser, main
 from losskernel.sampling.journal import Journal
 
+PROBE_TOLD = '{"gamma": 7, "n_beta": 1, "step_size": 0.01}'
 TENCH, GOLDFISH = "n01440764", "n01443537"
 SETTINGS = {
     "model": "timm:test_resnet",
@@ -42,7 +43,7 @@ def trace(tmp_path):
     losses[..., :5] += 0.1 * rng.standard_normal((2, 50, 5))
     losses[..., 0] *= 3
     names = {"name": np.array(list("abcdef")), "label": np.array([0, 0, 1, 2, 3, 4])}
-    attributes = {"probe": '{"gamma": 7}', "seed": 3}
+    attributes = {"probe": PROBE_TOLD, "seed": 3}
     built = LossTrace.build(losses, np.arange(6.0), losses.mean(2), None, names, attributes)
     built.save(tmp_path / "trace.nc")
     return tmp_path / "trace.nc"
@@ -91,7 +92,7 @@ def test_summary_tells_shape_settings_and_convergence(trace, capsys):
     assert run("trace", "summary", "--trace", trace) == 0
     said = capsys.readouterr().out
     assert "chains 2 (and 0 diverged)" in said and "draws 50 a chain; inputs 6" in said
-    assert 'probe {"gamma": 7}' in said and "seed 3" in said
+    assert f"probe {PROBE_TOLD}" in said and "seed 3" in said
     assert "effective sample size" in said and "noise floor of R 0." in said
     assert "verdict: warning" in said  # 100 draws are few
     assert "  warning: effective sample size" in said and ": sample " in said

@@ -3,11 +3,20 @@ import warnings
 import numpy as np
 import pytest
 
+from losskernel.diagnostics.localization import localization
 from losskernel.diagnostics.verdict import LEVELS, verdict
 from losskernel.sampling.gradient_noise import GradientNoise
 from losskernel.trace import LossTrace, settings_attribute
 
-QUIET = {"n_beta": 0, "gamma": 100, "step_size": 1e-3}
+QUIET = {"n_beta": 10, "gamma": 100, "step_size": 2e-3}
+STEPS = {"burn_in": 100, "steps_per_draw": 20}
+MEASURED = {
+    "curvature": 2.0,
+    "minibatch_noise_in_span": 0.1,
+    "minibatch_noise_per_direction": 1e-3,
+    "weight_rounding": 1e-18,
+    "guessing_loss": 10.0,
+}
 
 
 def losses(chains=4, draws=300, inputs=30, seed=0):
@@ -17,28 +26,109 @@ def losses(chains=4, draws=300, inputs=30, seed=0):
     return 5 + common + rng.standard_normal((chains, draws, inputs))
 
 
-def trace(values, probe=QUIET):
-    attributes = {} if probe is None else {"probe": settings_attribute(probe)}
+def trace(values, probe=QUIET, **changes):
+    told = {} if probe is None else {"probe": settings_attribute(probe), **STEPS, **MEASURED}
+    told |= changes
+    told = {name: value for name, value in told.items() if value is not None}
     start = np.full(values.shape[2], 4.0)
-    return LossTrace.build(values, start, values.mean(axis=2), attributes=attributes)
+    made = LossTrace.build(values, start, values.mean(axis=2), attributes=told)
+    return LossTrace(made.dataset.assign(rounding=("input", np.full(values.shape[2], 1e-6))))
 
 
-def judge(values, probe=QUIET, noise=None):
-    found = verdict(trace(values, probe), noise)
+def judge(values, probe=QUIET, noise=None, **changes):
+    found = verdict(trace(values, probe, **changes), noise)
     assert all(finding.level in LEVELS for finding in found.findings)
     return {finding.topic: finding for finding in found.findings}, found
 
 
+CHAINS = ("chains", "localization", "rise", "drift", "R-hat", "sample size", "step size")
+OF_ALL = ("noise floor", "rounding")
+
+
 def test_a_good_run_is_ok_in_every_respect():
     findings, found = judge(losses())
+    topics = (*CHAINS, "minibatches", *OF_ALL)
     assert {topic: finding.level for topic, finding in findings.items()} == dict.fromkeys(
-        ("chains", "drift", "R-hat", "sample size", "step size", "minibatches", "noise floor"),
-        "ok",
+        topics, "ok"
     )
+    assert tuple(findings) == topics
     assert found.level == "ok"
     assert found.floor == pytest.approx(1 / np.sqrt(1199), rel=0.2)
     # R is 1/2 within groups (14 of the 29 others) and 0 across.
     assert found.spread == pytest.approx(0.25, abs=0.02)
+
+
+def test_independent_draws_are_judged_by_what_applies_to_them():
+    findings, found = judge(losses(), {"n_beta": 0, "gamma": 100})
+    assert {topic: finding.level for topic, finding in findings.items()} == dict.fromkeys(
+        ("chains", "localization", "rise", "sample size", *OF_ALL), "ok"
+    )
+    assert found.level == "ok" and found.convergence is None
+    assert found.localization.effective == 100 and "1200 independent" in str(
+        findings["sample size"]
+    )
+    for draws, level in ((50, "warning"), (20, "bad")):
+        few = judge(losses(draws=draws), {"n_beta": 0, "gamma": 100})[0]
+        assert few["sample size"].level == level
+
+
+@pytest.mark.parametrize(
+    ("mean", "guessing", "level", "said"),
+    [
+        (5, 10, "ok", "17% of the way to guessing"),
+        (6, 10, "warning", "33% of the way"),
+        (9, 10, "bad", "83% of the way to guessing (10): these weights know little"),
+        (9, None, "warning", "1.2 times theirs; the loss of guessing is not known"),
+        (5, None, "ok", "0.25 times theirs"),
+        (900, None, "bad", "2.2e+02 times theirs"),
+        (5, 3, "warning", "no better than guessing (3)"),
+    ],
+)
+def test_the_rise_is_judged_against_guessing(mean, guessing, level, said):
+    values = losses()
+    findings, _ = judge(values - values.mean() + mean, guessing_loss=guessing)
+    assert findings["rise"].level == level and said in findings["rise"].sentence
+
+
+def test_a_run_says_which_gamma_it_reached():
+    """A relaxation takes 10 steps; the recorded run of 300 x 20 steps is 600 of them."""
+    assert judge(losses())[1].localization == localization(trace(losses()))
+    short = {"steps_per_draw": 1, "burn_in": 0}
+    findings, found = judge(losses(draws=60), QUIET | {"step_size": 1e-5}, **short)
+    assert findings["localization"].level == "bad"
+    assert found.localization.relaxation == pytest.approx(2000)
+    assert found.localization.length == pytest.approx(0.03)
+    # A random walk of n steps has a sample variance of eps (n + 1) / 6 in expectation.
+    assert found.localization.effective == pytest.approx(6 / 1e-5 / 61, rel=0.03)
+    said = findings["localization"].sentence
+    assert "effective gamma 9.98e+03" in said and "record 40000 steps a chain" in said
+    findings, found = judge(losses(), QUIET | {"step_size": 1e-2})  # eps gamma = 1: 4/3 too wide
+    assert findings["localization"].level == "warning"
+    assert found.localization.effective == pytest.approx(75, rel=0.01)
+    assert "lower step_size" in findings["localization"].sentence
+
+
+def test_chains_that_are_one_are_found_out():
+    noise = np.random.default_rng(0).standard_normal((1, 100, 40))
+    findings, found = judge(np.repeat(noise, 4, axis=0))
+    assert findings["chains"].level == found.level == "bad"
+    assert "chains 0 and 1 (of 6 such pairs) move alike" in findings["chains"].sentence
+    mostly = noise + 0.005 * np.random.default_rng(1).standard_normal((4, 100, 40))
+    assert judge(mostly)[0]["chains"].level == "bad"  # correlated at 0.99997
+    drifting = np.random.default_rng(2).standard_normal((4, 100, 40)) + np.arange(100)[:, None]
+    assert judge(drifting)[0]["chains"].level == "ok"
+
+
+def test_rounding_is_judged_against_what_a_loss_varies_by():
+    """Losses have a variance of 2; float32 numbers are 1 apart near 1e7, and 8 near 1e8."""
+    finding = judge(losses() + 1e7)[0]["rounding"]
+    assert finding.level == "warning" and "makes 0.04 of the variance" in finding.sentence
+    assert judge(losses() + 1e8)[0]["rounding"].level == "bad"
+    assert judge(losses() + 1e5)[0]["rounding"].level == "ok"
+    assert judge(losses(), weight_rounding=1e-4)[0]["rounding"].level == "warning"  # of eps 2e-3
+    old = LossTrace(trace(losses()).dataset.drop_vars("rounding"))
+    assert {f.topic: f.level for f in verdict(old).findings}["rounding"] == "unknown"
+    assert judge(0 * losses())[0]["rounding"].level == "bad"
 
 
 def test_a_diverged_chain_is_left_out_and_told():
@@ -84,18 +174,31 @@ def test_correlated_draws_call_for_more_steps_a_draw():
     assert "raise steps_per_draw" in findings["sample size"].sentence
 
 
-@pytest.mark.parametrize(("step", "level"), [(5e-3, "ok"), (1e-2, "warning"), (3e-2, "bad")])
-def test_step_size(step, level):
-    assert judge(losses(), QUIET | {"step_size": step})[0]["step size"].level == level
+@pytest.mark.parametrize(("curved", "level"), [(40, "ok"), (80, "warning"), (150, "bad")])
+def test_step_size(curved, level):
+    """eps (gamma + n_beta curvature) = 0.2 + 0.02 curvature."""
+    finding = judge(losses(), curvature=curved)[0]["step size"]
+    assert finding.level == level
+    assert f"n_beta curvature) = {0.2 + 0.02 * curved:.2g}" in finding.sentence
 
 
-def test_minibatch_noise_is_judged_if_measured():
-    probe = QUIET | {"n_beta": 10}
-    assert judge(losses(), probe)[0]["minibatches"].level == "unknown"
+def test_what_the_trace_does_not_tell_is_not_called_ok():
+    unknown = {"curvature": None, "minibatch_noise_in_span": None}
+    findings, _ = judge(losses(), **unknown)
+    assert findings["step size"].level == findings["minibatches"].level == "unknown"
+    steep = judge(losses(), QUIET | {"step_size": 3e-2}, **unknown)[0]
+    assert steep["step size"].level == "bad"
+    # A chain of an earlier version without the loss has neither curvature nor minibatches.
+    old = judge(losses(), QUIET | {"n_beta": 0}, **unknown)[0]
+    assert old["step size"].level == old["minibatches"].level == "ok"
+
+
+def test_minibatch_noise_is_judged():
     for span, level in ((0.2, "ok"), (0.6, "warning"), (3.0, "bad")):
-        finding = judge(losses(), probe, GradientNoise(1e-3, span))[0]["minibatches"]
-        assert finding.level == level
-        assert ("multiply batch_size by" in finding.sentence) == (level != "ok")
+        for told in ({"minibatch_noise_in_span": span}, {"noise": GradientNoise(1e-3, span)}):
+            finding = judge(losses(), **told)[0]["minibatches"]
+            assert finding.level == level
+            assert ("multiply batch_size by" in finding.sentence) == (level != "ok")
     assert "batch_size by 12" in finding.sentence
 
 

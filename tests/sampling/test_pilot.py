@@ -82,8 +82,8 @@ def test_the_step_size_keeps_every_bound_and_meets_one(n_beta):
     found = propose(n_beta, rise=1e-3, batch_size=10)
     probe = found.probe
     shares = {
-        "localization": probe.step_size * probe.gamma / 0.5,
-        "curvature": probe.step_size * n_beta * found.curvature,
+        "localization": probe.step_size * probe.gamma / 0.3,
+        "curvature": probe.step_size * (probe.gamma + n_beta * found.curvature),
         "minibatch noise": found.gradient_noise / 0.25,
     }
     assert max(shares.values()) == pytest.approx(1)

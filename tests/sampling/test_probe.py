@@ -2,11 +2,13 @@ import json
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from losskernel.errors import ConfigError
+from losskernel.kernel.control_variate import coupled_law, run_variance
 from losskernel.sampling.probe import FreeChain, Probe, sgld_step
 
 
@@ -116,3 +118,12 @@ def test_chain_equals_devinterp_given_the_same_noise(sampler, dtype, rounding):
     for mine, other, start in zip(ours, parameters, center, strict=True):
         assert (mine - start).abs().max() > 0.1  # the chain moved: rounding is not all there is
         torch.testing.assert_close(mine, other.detach(), rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("gamma", [0, 1e-3, 10, 30])
+@pytest.mark.parametrize(("draws", "first", "spacing"), [(2, 1, 1), (7, 3, 2), (50, 500, 5)])
+def test_the_variance_within_a_run_is_that_of_its_covariance_in_time(gamma, draws, first, spacing):
+    chain = FreeChain(gamma, 0.1)
+    law = coupled_law(chain, first + spacing * np.arange(draws))
+    found = chain.run_variance(draws, first, spacing)
+    assert found == pytest.approx(run_variance(law), rel=1e-9)

@@ -32,9 +32,17 @@ def summary(trace: Path) -> None:
     print(f"chains {chains} (and {int(loaded.diverged.sum())} diverged)")
     print(f"draws {draws} a chain; inputs {inputs}")
     print(f"mean loss {losses.mean():.4g} (trained weights {loaded.initial_loss.mean():.4g})")
-    print(f"drift {checks.drift:+.3g} ± {checks.drift_error:.2g} from first to second half")
-    print(f"effective sample size {_median(checks.ess):.0f} (median input)")
-    print(f"split R-hat {_median(checks.rhat):.3f} (median input; near 1 is converged)")
+    if judged.localization is not None:
+        reached = judged.localization
+        print(f"gamma {reached.gamma:.4g} named, {reached.effective:.4g} effective")
+        if reached.relaxation:
+            print(f"length {reached.length:.3g} relaxations of {reached.relaxation:.3g} steps")
+    if checks is None:
+        print(f"{chains * draws} independent draws")
+    else:
+        print(f"drift {checks.drift:+.3g} ± {checks.drift_error:.2g} from first to second half")
+        print(f"effective sample size {_median(checks.ess):.0f} (median input)")
+        print(f"split R-hat {_median(checks.rhat):.3f} (median input; near 1 is converged)")
     print(f"noise floor of R {judged.floor:.4f}; sd of R {judged.spread:.4f}")
     shown = ("probe", "seed", "batch_size", "steps_per_draw", "device", "weights_sha256")
     for name in (*shown, "left_out"):

@@ -254,6 +254,31 @@ def _arviz():
     return arviz
 
 
+def copies(losses: np.ndarray, most_inputs: int = 50) -> list[tuple[int, int]]:
+    """Pairs of chains that move alike: one and the same, or driven by the same random numbers.
+
+    By the correlation of the changes of the losses from draw to draw, which common drift leaves
+    near 0: 1 of copies, and of independent chains within some ``1 / sqrt(draws)`` of 0.
+
+    Args:
+        losses: ``(chain, draw, input)``.
+        most_inputs: so many, evenly spaced, are looked at.
+    """
+    chains, draws, inputs = losses.shape
+    if chains < 2 or draws < 3:
+        return []
+    chosen = np.unique(np.linspace(0, inputs - 1, min(most_inputs, inputs)).round().astype(int))
+    changes = np.diff(losses[..., chosen].astype(float), axis=1)
+    scale = changes.std(axis=(0, 1))
+    changes = (changes / np.where(scale > 0, scale, 1)).reshape(chains, -1)
+    norm = np.linalg.norm(changes, axis=1)
+    products = changes @ changes.T / np.maximum(np.outer(norm, norm), 1e-300)
+    threshold = min(0.999, max(0.5, 6 / math.sqrt(draws - 1)))
+    return [
+        (int(i), int(j)) for i, j in zip(*np.nonzero(np.triu(products > threshold, 1)), strict=True)
+    ]
+
+
 def effective_rank(losses: np.ndarray, center: str = "pooled") -> float:
     """``exp`` of the entropy of the normalized eigenvalues of K: directions in which losses move.
 

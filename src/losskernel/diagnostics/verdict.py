@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,9 +11,12 @@ import numpy as np
 from losskernel.diagnostics.convergence import (
     Convergence,
     convergence,
+    copies,
     noise_floor,
     pair_correlation,
 )
+from losskernel.diagnostics.localization import RELAXATIONS, Localization, localization
+from losskernel.sampling.probe import FreeChain, Probe
 from losskernel.trace import LossTrace
 
 if TYPE_CHECKING:  # it needs torch, which takes seconds to load
@@ -41,13 +43,16 @@ class Verdict:
 
     Attributes:
         findings: one a topic, in the order of :func:`verdict`.
-        convergence: effective sample size and R-hat of the inputs looked at, and the drift.
+        localization: named and effective gamma; None where the trace does not tell.
+        convergence: effective sample size and R-hat of the inputs looked at, and the drift; None of
+            independent draws, which have no use for them.
         floor: :func:`losskernel.diagnostics.convergence.noise_floor`.
         spread: standard deviation of R over pairs of inputs.
     """
 
     findings: tuple[Finding, ...]
-    convergence: Convergence
+    localization: Localization | None
+    convergence: Convergence | None
     floor: float
     spread: float
 
@@ -58,52 +63,75 @@ class Verdict:
 
 
 def verdict(
-    trace: LossTrace, noise: GradientNoise | None = None, most_inputs: int = 500
+    trace: LossTrace,
+    noise: GradientNoise | None = None,
+    guessing: float | None = None,
+    most_inputs: int = 500,
 ) -> Verdict:
-    """Judge a trace by what is known from it, and by its minibatch noise if that was measured.
+    """Judge a trace by what it tells.
 
     ============== ======================================== =========================== ===========
     topic          ok                                       warning                     bad
     ============== ======================================== =========================== ===========
-    chains         none diverged                            some diverged
+    chains         none diverged                            some diverged               two the same
+    localization   effective gamma within a tenth, 20       within a factor of 2        beyond
+                   relaxations
+    rise           to 1/4 of the way to guessing            to 1/2                      beyond
     drift          within 3 standard errors                 beyond                      and beyond
                                                                                         a quarter of
                                                                                         the rise
     R-hat          median <= 1.05, 95 % of inputs <= 1.1    beyond                      median > 1.1
     sample size    median >= 400                            >= 100                      < 100
-    step size      eps gamma <= 0.5                         <= 2                        > 2
+    step size      eps (gamma + n_beta curvature) <= 1      <= 2                        > 2
     minibatches    noise in the span <= 0.25                <= 1                        > 1
     noise floor    sd of R >= 2 floors                      >= 1.2 floors               < 1.2 floors
+    rounding       <= 1 % of the variance of a loss         <= 5 %                      beyond
     ============== ======================================== =========================== ===========
 
-    ``unknown`` is what the trace cannot tell: too few draws, no loss that varies, no settings, or
-    minibatch noise that was not given. The rise is that of the mean loss over the one at the
-    trained weights. 400 is 100 for each of four chains (Vehtari et al. 2021).
+    Of independent draws there is no drift, no R-hat, no step size and no minibatch, and the sample
+    size is their number. ``unknown`` is what the trace cannot tell: too few draws, no loss that
+    varies, no settings, or what earlier versions did not measure. The rise is that of the mean loss
+    over the one at the trained weights; where the loss of guessing is not known, it is ok up to
+    that loss itself, and bad from a hundred times it. 400 is 100 for each of four chains (Vehtari
+    et al. 2021).
 
     Args:
         trace: of the healthy chains.
-        noise: from :func:`losskernel.sampling.gradient_noise.gradient_noise`.
+        noise: of minibatches, from :func:`losskernel.sampling.gradient_noise.gradient_noise`, for a
+            trace that does not tell.
+        guessing: mean loss of guessing, in the unit of the loss, for a loss of your own; traces of
+            the default loss know it.
         most_inputs: inputs, evenly spaced, whose R-hat and sample size are computed.
 
     Raises:
         TraceError: every chain diverged, or there is a single draw or input.
     """
-    losses = trace.losses
-    checks = convergence(losses, most_inputs)
+    losses, told = trace.losses, trace.attributes
     floor, spread = noise_floor(losses), pair_correlation(losses)[1]
-    rise = float(losses.mean(dtype=float) - trace.initial_loss.mean(dtype=float))
-    settings = json.loads(trace.attributes.get("probe", "{}"))
-    draws = losses.shape[0] * losses.shape[1]
-    findings = (
-        _chains(trace.diverged),
-        _drift(checks, rise),
-        _rhat(checks.rhat, len(losses)),
-        _sample_size(checks.ess, draws),
-        _step_size(settings),
-        _minibatches(settings, noise),
-        _noise_floor(floor, spread, draws),
-    )
-    return Verdict(findings, checks, floor, spread)
+    initial, mean = (float(x.mean(dtype=float)) for x in (trace.initial_loss, losses))
+    probe = Probe.read(told["probe"]) if "probe" in told else None
+    reached = None
+    if probe is not None and (probe.direct or "steps_per_draw" in told):
+        reached = localization(trace)
+    draws, direct = losses.shape[0] * losses.shape[1], probe is not None and probe.direct
+    checks = None if direct else convergence(losses, most_inputs)
+    findings = [
+        _chains(trace),
+        _localization(reached),
+        _rise(initial, mean, told.get("guessing_loss", guessing)),
+    ]
+    if direct:
+        findings.append(_draws(draws))
+    else:
+        findings += [
+            _drift(checks, mean - initial),
+            _rhat(checks.rhat, len(losses)),
+            _sample_size(checks.ess, draws),
+            _step_size(probe, told.get("curvature")),
+            _minibatches(probe, told, noise),
+        ]
+    findings += [_noise_floor(floor, spread, draws), _rounding(trace, probe)]
+    return Verdict(tuple(findings), reached, checks, floor, spread)
 
 
 def _graded(value: float, ok: float, warning: float) -> str:
@@ -111,7 +139,17 @@ def _graded(value: float, ok: float, warning: float) -> str:
     return "ok" if value <= ok else "warning" if value <= warning else "bad"
 
 
-def _chains(diverged: np.ndarray) -> Finding:
+def _chains(trace: LossTrace) -> Finding:
+    diverged, names = trace.diverged, trace.dataset["chain"].values[~trace.diverged]
+    if pairs := copies(trace.losses):
+        first, second = (names[place] for place in pairs[0])
+        return Finding(
+            "chains",
+            "bad",
+            f"chains {first} and {second} (of {len(pairs)} such pairs) move alike and are no two "
+            "samples: give each its own number or seed, and see that model and loss draw no random "
+            "numbers of their own",
+        )
     if not diverged.any():
         return Finding("chains", "ok", "no chain diverged")
     return Finding(
@@ -120,6 +158,56 @@ def _chains(diverged: np.ndarray) -> Finding:
         f"{diverged.sum()} of {len(diverged)} chains diverged and are left out, which favors calm "
         "chains: halve the step size",
     )
+
+
+def _localization(found: Localization | None) -> Finding:
+    topic = "localization"
+    if found is None or found.gamma == 0:
+        why = "gamma = 0" if found else "the trace does not tell its probe and steps"
+        return Finding(topic, "unknown", f"no gamma to compare what was reached with: {why}")
+    if found.relaxation == 0:
+        said = f"independent draws of the Gaussian at gamma = {found.gamma:.3g}, which they reach"
+        return Finding(topic, "ok", said)
+    said = (
+        f"effective gamma {found.effective:.3g} (in theory, of a weight that the loss does not "
+        f"feel), named {found.gamma:.3g}; a chain's draws span {found.length:.2g} relaxations of "
+        f"{found.relaxation:.3g} steps"
+    )
+    if found.agrees and found.length >= RELAXATIONS:
+        return Finding(topic, "ok", said)
+    remedies = []
+    if found.length < RELAXATIONS:
+        remedies.append(f"record {math.ceil(RELAXATIONS * found.relaxation)} steps a chain")
+    if found.effective < found.gamma:
+        remedies.append("lower step_size to 0.3 / gamma")
+    level = "warning" if 0.5 <= found.effective / found.gamma <= 2 else "bad"
+    return Finding(topic, level, f"{said}: {' and '.join(remedies)}, or name the gamma reached")
+
+
+def _rise(initial: float, mean: float, guessing: float | None) -> Finding:
+    said = f"the mean loss is {mean:.3g}, {mean - initial:+.2g} against the trained weights"
+    if guessing is None:
+        times = (mean - initial) / abs(initial) if initial else math.inf
+        level = "ok" if mean <= initial else _graded(times, 1, 100)
+        said += f" ({times:.2g} times theirs; the loss of guessing is not known)"
+    elif initial >= guessing:
+        return Finding(
+            "rise",
+            "warning",
+            f"{said}; there it is {initial:.3g} already, no better than guessing ({guessing:.3g})",
+        )
+    else:
+        share = (mean - initial) / (guessing - initial)
+        level = _graded(share, 0.25, 0.5)
+        said += f", {share:.0%} of the way to guessing ({guessing:.3g})"
+    remedy = "" if level == "ok" else ": these weights know little of the task; raise gamma"
+    return Finding("rise", level, said + remedy)
+
+
+def _draws(draws: int) -> Finding:
+    said = f"{draws} independent draws"
+    level = "ok" if draws >= 400 else "warning" if draws >= 100 else "bad"
+    return Finding("sample size", level, said + ("" if level == "ok" else ": make 400 or more"))
 
 
 def _drift(checks: Convergence, rise: float) -> Finding:
@@ -168,36 +256,87 @@ def _sample_size(ess: np.ndarray, draws: int) -> Finding:
     return Finding("sample size", "warning" if median >= 100 else "bad", f"{said}: {remedy}")
 
 
-def _step_size(settings: dict) -> Finding:
-    if not {"step_size", "gamma"} <= settings.keys():
-        return Finding("step size", "unknown", "the trace does not tell gamma and step_size")
-    product = settings["step_size"] * settings["gamma"]
-    level = _graded(product, 0.5, 2)
-    bias = 1 / (1 - product / 4) - 1
-    said = f"eps gamma = {product:.2g} widens a free weight's variance by {bias:.0%}"
-    return Finding("step size", level, said + ("" if level == "ok" else ": lower step_size"))
+def _step_size(probe: Probe | FreeChain | None, curvature: float | None) -> Finding:
+    topic = "step size"
+    if probe is None:
+        return Finding(topic, "unknown", "the trace does not tell gamma and step_size")
+    pull = probe.step_size * probe.gamma
+    if curvature is None and probe.n_beta > 0:
+        level = max("unknown", _graded(pull, 1, 2), key=LEVELS.index)
+        said = f"eps gamma = {pull:.2g}; the curvature of the loss is not in the trace"
+        return Finding(topic, level, f"{said} (of an earlier version, or of a short run)")
+    total = pull + probe.step_size * probe.n_beta * (curvature or 0)
+    level = _graded(total, 1, 2)
+    said = f"eps (gamma + n_beta curvature) = {total:.2g}"
+    if total < 4:
+        said += f" widens the steepest direction's variance by {1 / (1 - total / 4) - 1:.0%}"
+    return Finding(topic, level, said + ("" if level == "ok" else ": lower step_size"))
 
 
-def _minibatches(settings: dict, noise: GradientNoise | None) -> Finding:
+def _minibatches(
+    probe: Probe | FreeChain | None, told: dict, noise: GradientNoise | None
+) -> Finding:
     topic = "minibatches"
-    if settings.get("n_beta") == 0:
+    if probe is not None and probe.n_beta == 0:
         return Finding(topic, "ok", "no gradient and no minibatch noise (n_beta = 0)")
-    if noise is None:
+    span, mean = (told.get(f"minibatch_noise_{name}") for name in ("in_span", "per_direction"))
+    if noise is not None:
+        span, mean = noise.in_span, noise.per_direction
+    if span is None:
         sentence = (
-            "minibatch noise is not in the trace: measure it with "
-            "losskernel.sampling.gradient_noise.gradient_noise(model, data, probe, batch_size)"
+            "minibatch noise is not in the trace (of an earlier version, or of a short run): "
+            "measure it with losskernel.sampling.gradient_noise.gradient_noise"
         )
         return Finding(topic, "unknown", sentence)
-    level = _graded(noise.in_span, 0.25, 1)
+    level = _graded(span, 0.25, 1)
     said = (
-        f"minibatch noise is {noise.in_span:.2g} of the injected noise where losses change, "
-        f"{noise.per_direction:.1g} on average"
+        f"minibatch noise is {span:.2g} of the injected noise where losses change, "
+        f"{mean:.1g} on average"
     )
     if level == "ok":
         return Finding(topic, level, said)
-    factor = noise.in_span / 0.25
+    factor = span / 0.25
     remedy = f": divide step_size or multiply batch_size by {math.ceil(factor)}"
     return Finding(topic, level, f"{said}, so the chain is hotter than n_beta says{remedy}")
+
+
+def _rounding(trace: LossTrace, probe: Probe | FreeChain | None) -> Finding:
+    """Errors of rounding against what a loss varies by: of the losses, and of the weights."""
+    topic, losses = "rounding", trace.losses
+    variance = losses.var(axis=(0, 1), dtype=float)
+    if not variance.any():
+        sentence = "no recorded loss varies: raise the displacement (a smaller gamma)"
+        return Finding(topic, "bad", sentence)
+    # The distance to the next float32 number is the least error that a recorded loss has.
+    error = np.spacing(np.abs(losses).mean(axis=(0, 1), dtype=np.float32)) / 12**0.5
+    measured = np.full(len(variance), np.nan)
+    if "rounding" in trace.dataset:
+        measured = trace.dataset["rounding"].values
+    known = np.isfinite(measured).any()
+    error = np.where(np.isfinite(measured), np.maximum(measured, error), error)
+    looked_at = np.isfinite(measured) if known else variance > 0
+    # An error of so many times the deviation makes up this share of the variance found.
+    share = float(
+        np.median(np.minimum(1, error[looked_at] ** 2 / np.maximum(variance, 1e-300)[looked_at]))
+    )
+    if probe is not None and "weight_rounding" in trace.attributes:
+        step = 1 / probe.gamma if probe.direct else probe.step_size  # a chain rounds at every step
+        share = max(share, trace.attributes["weight_rounding"] / step)
+    level = _graded(share, 0.01, 0.05)
+    if level == "ok" and not known:
+        level = "unknown"
+    said = f"rounding makes {share:.1g} of the variance of a loss (median input)"
+    if not known:
+        said += " or more: that of the evaluation was not measured"
+    remedy = (
+        ""
+        if level in ("ok", "unknown")
+        else (
+            ": lower gamma, subtract what the loss has in addition, or take the exact limit "
+            "(losskernel limit)"
+        )
+    )
+    return Finding(topic, level, said + remedy)
 
 
 def _noise_floor(floor: float, spread: float, draws: int) -> Finding:

@@ -238,12 +238,14 @@ class Chains:
                 bad |= ~(of_inputs.mean(axis=1) <= bound)
             losses[rows[~bad]] = of_inputs[~bad]
             for row, values in zip(rows[bad], of_inputs[bad], strict=True):
-                self._stop(row, number, values.mean())
+                last = values.mean()
+                self._stop(row, number, last)
         if (self.diverged >= 0).all():
             raise DivergenceError(
                 f"sampling: all {len(self._ids)} chains diverged (first at draw "
-                f"{self.diverged.min()}); lower step_size ({self._probe.step_size:g}) or n_beta "
-                f"({self._probe.n_beta:g}), or raise gamma ({self._probe.gamma:g})"
+                f"{self.diverged.min()}, the last at a mean loss of {last:.3g}); lower step_size "
+                f"({self._probe.step_size:g}) or n_beta ({self._probe.n_beta:g}), or raise gamma "
+                f"({self._probe.gamma:g})"
             )
         return losses, batch_losses.mean(axis=0)
 

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from losskernel.errors import ConfigError
-from losskernel.sampling.engines import Engine, LossPerInput, make_engine
+from losskernel.sampling.engines import LossPerInput, make_engine
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.parameters import select_parameters
 from losskernel.sampling.probe import Probe
 from losskernel.sampling.sample import Data, cross_entropy
-from losskernel.seeds import fill_normal, numpy_generator
+from losskernel.sampling.stability import noise_moments, perturbed
 
 
 @dataclass(frozen=True)
@@ -75,34 +74,3 @@ def gradient_noise(
     return GradientNoise(
         factor * total / runner.layout.size, factor * (squares / total if total else 0)
     )
-
-
-def noise_moments(
-    engine: Engine, data: Inputs, weights: Tensor, batch_size: int, pairs: int, seed: int
-) -> tuple[float, float]:
-    """``tr(C)`` and ``tr(C^2)`` of the covariance of minibatch gradients at ``weights``.
-
-    Returns zeros if a minibatch holds all of the data. Arguments as for :func:`gradient_noise`.
-    """
-    if pairs < 2:
-        raise ConfigError(f"gradient noise: pairs = {pairs} must be at least 2")
-    if batch_size >= len(data):
-        return 0.0, 0.0
-    differences = torch.empty(pairs, len(weights), device=weights.device)
-    for pair in range(pairs):
-        batches = []
-        for half in (0, 1):
-            rng = numpy_generator(seed, "batch", 2 * pair + half)
-            batches.append(data.take(rng.choice(len(data), batch_size, replace=False)))
-        gradients, _ = engine.gradients(weights.repeat(2, 1), batches)
-        differences[pair] = (gradients[0] - gradients[1]) / 2**0.5
-    products = (differences @ differences.T).double().cpu().numpy()
-    apart = ~np.eye(pairs, dtype=bool)
-    return float(np.diag(products).mean()), float((products[apart] ** 2).mean())
-
-
-def perturbed(center: Tensor, gamma: float, seed: int, number: int = 0, sign: int = 1) -> Tensor:
-    """Weights ``w* + sign gamma^-1/2 xi``, ``(parameters,)``; seed and number decide xi."""
-    noise = torch.empty_like(center)
-    fill_normal(noise, torch.Generator(center.device), seed, number)
-    return center + noise * (sign * gamma**-0.5)

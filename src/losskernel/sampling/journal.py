@@ -226,7 +226,6 @@ class JournalHead:
     Attributes:
         folder: where it is.
         settings: of the run.
-        probe: its probe distribution.
         chain_ids: numbers of its chains.
         draws: how many are complete.
         diverged: draw at which a chain diverged, or -1, ``(chain,)``.
@@ -236,7 +235,6 @@ class JournalHead:
 
     folder: Path
     settings: dict
-    probe: Probe | FreeChain
     chain_ids: list[int]
     draws: int
     diverged: np.ndarray
@@ -249,7 +247,6 @@ class JournalHead:
         folder = Path(folder)
         try:
             settings = json.loads((folder / "settings.json").read_text())
-            probe = Probe.read(settings["probe"])
             chain_ids = json.loads(settings["chain_ids"])["ids"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TraceError(
@@ -267,7 +264,15 @@ class JournalHead:
             raise TraceError(
                 f"{folder}: no complete draw yet; try again when the run is past its burn-in"
             )
-        return cls(folder, settings, probe, chain_ids, draws, diverged, inputs, parameters)
+        return cls(folder, settings, chain_ids, draws, diverged, inputs, parameters)
+
+    @property
+    def probe(self) -> Probe | FreeChain:
+        """The probe distribution; raises a TraceError if the settings do not tell it."""
+        try:
+            return Probe.read(self.settings["probe"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise TraceError(f"{self.folder}: does not tell its probe; sample again") from error
 
 
 def _read_state(folder: Path) -> tuple[int, np.ndarray, int | None, int | None]:

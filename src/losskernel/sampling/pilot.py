@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from losskernel.errors import ConfigError
-from losskernel.sampling.engines import Engine, LossPerInput, make_engine
-from losskernel.sampling.gradient_noise import noise_moments, perturbed
+from losskernel.sampling.engines import LossPerInput, make_engine
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.parameters import select_parameters
 from losskernel.sampling.probe import Probe
 from losskernel.sampling.sample import Data, DivergenceError, cross_entropy, sample_losses
+from losskernel.sampling.stability import curvature, noise_moments, perturbed
 from losskernel.seeds import numpy_generator
 
 # Bounds on the step size eps, each in units that do not depend on the model.
-DRIFT = 0.5  # eps gamma: variance of a free weight 1/8 too large, half forgotten in 3 steps
-CURVATURE = 1.0  # eps n_beta lambda_max; the chain is unstable from 4 on
+DRIFT = 0.3  # eps gamma: variance of a free weight 1/13 too large, half forgotten in 5 steps
+CURVATURE = 1.0  # eps (gamma + n_beta lambda_max); the chain is unstable from 4 on
 GRADIENT_NOISE = 0.25  # minibatch noise over injected noise in the span of the gradients
 
 _TOLERANCE = 0.05  # relative, of the rise
@@ -82,10 +82,11 @@ def propose_probe(
     ``n_beta > 0`` the gradient holds the loss back, so that a smaller gamma gives the rise: the
     search goes on with short chains of the sampler itself, the same random numbers at every gamma.
 
-    The step size is the largest with ``eps gamma <= 0.5``, ``eps n_beta lambda_max <= 1`` and
-    minibatch noise at most a quarter of the injected noise in the span of the gradients; the
-    curvature lambda_max (eight power iterations, gradients differing by one standard deviation of
-    the probe) and the noise are measured at perturbed weights.
+    The step size is the largest with ``eps gamma <= 0.3``, at which effective and named gamma agree
+    within a tenth, ``eps (gamma + n_beta lambda_max) <= 1`` and minibatch noise at most a quarter
+    of the injected noise in the span of the gradients; the curvature lambda_max (eight power
+    iterations, gradients differing by one standard deviation of the probe) and the noise are
+    measured at perturbed weights.
 
     ::
 
@@ -145,9 +146,9 @@ def propose_probe(
         return Pilot(probe, initial, target, *found, 0.0, 0.0, _said(probe, initial, target, found))
     train = Inputs(data, device)
     weights = perturbed(runner.center, gamma, seed)
-    curvature = _curvature(runner, train, weights, gamma**-0.5, batch_size, seed)
+    steepest = curvature(runner, train, weights, gamma**-0.5, batch_size, seed)
     total, squares = noise_moments(runner, train, weights, batch_size, 8, seed)
-    bounds = _Bounds(n_beta, curvature, squares / total if total else 0.0)
+    bounds = _Bounds(n_beta, steepest, squares / total if total else 0.0)
 
     def chain(gamma: float) -> tuple[float, float]:
         probe = bounds.probe(gamma)
@@ -191,7 +192,7 @@ def propose_probe(
             f"{_MOST_BURN_IN}: the loss may rise further. Lower n_beta, raise batch_size if its "
             "noise is the bound, or take a long burn-in."
         )
-    return Pilot(probe, initial, target, *found, curvature, noise, words)
+    return Pilot(probe, initial, target, *found, steepest, noise, words)
 
 
 def _said(probe: Probe, initial: float, target: float, found: Sequence[float]) -> str:
@@ -222,7 +223,7 @@ class _Bounds:
         """How much of each bound the step size uses up."""
         return {
             "localization": probe.step_size * probe.gamma / DRIFT,
-            "curvature": probe.step_size * self.n_beta * self.curvature / CURVATURE,
+            "curvature": probe.step_size * (probe.gamma + self.n_beta * self.curvature) / CURVATURE,
             "minibatch noise": self.noise(probe) / GRADIENT_NOISE,
         }
 
@@ -294,27 +295,3 @@ def _solve(rise: Rise, target: float, start: float, reach: float) -> tuple[float
             f"{target:.3g}; change the target, or n_beta: a smaller one lets the loss rise"
         )
     return safe
-
-
-def _curvature(
-    engine: Engine, data: Inputs, weights: Tensor, length: float, batch_size: int, seed: int
-) -> float:
-    """Largest absolute Hessian eigenvalue of one minibatch's loss, by power iteration.
-
-    Products with the Hessian are differences of gradients over ``2 length``.
-    """
-    rng = numpy_generator(seed, "batch")
-    size = min(batch_size, len(data))
-    batch = data.take(rng.choice(len(data), size, replace=False))
-    direction, _ = engine.gradients(weights[None], [batch])
-    direction, value = direction[0], 0.0
-    for _ in range(8):
-        norm = float(direction.norm())
-        if norm == 0:
-            return 0.0
-        direction = direction / norm
-        ends = torch.stack([weights + length * direction, weights - length * direction])
-        gradients, _ = engine.gradients(ends, [batch, batch])
-        direction = (gradients[0] - gradients[1]) / (2 * length)
-        value = float(direction.norm())
-    return value

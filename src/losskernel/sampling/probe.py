@@ -19,6 +19,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from losskernel.errors import ConfigError
 
 if TYPE_CHECKING:  # who reads a probe from a file does without torch
@@ -72,7 +74,7 @@ class Probe:
         """
         if isinstance(settings, str):
             settings = json.loads(settings)
-        if settings["n_beta"] == 0 and settings.get("step_size") is not None:
+        if settings.get("n_beta", 0) == 0 and settings.get("step_size") is not None:
             return FreeChain(settings["gamma"], settings["step_size"])
         return cls(**settings)
 
@@ -136,6 +138,32 @@ class FreeChain:
         if self.gamma == 0:
             return math.inf
         return 1 / (self.gamma * (1 - self.step_size * self.gamma / 4))
+
+    def run_variance(self, draws: int, first: int, spacing: int = 1) -> float:
+        r"""Expected sample variance of a weight over the draws of one chain, in weight².
+
+        The chain starts at the trained weights: with ``rho = 1 - eps gamma / 2`` and V the
+        stationary variance, ``Cov(x_s, x_t) = V (rho^|t-s| - rho^(s+t))``, for ``gamma = 0``
+        ``eps min(s, t)``. The sample variance is ``(tr C - sum C / n) / (n - 1)`` in expectation.
+        A chain that is short against its relaxation has spread less than the probe distribution.
+
+        Args:
+            draws: their number n, at least 2.
+            first: steps before the first.
+            spacing: steps from one to the next.
+        """
+        number = np.arange(draws)
+        steps = first + spacing * number.astype(float)
+        rho = 1 - self.step_size * self.gamma / 2
+        if rho == 1:
+            trace = self.step_size * steps.sum()
+            total = self.step_size * steps @ (2 * (draws - number) - 1)
+        else:
+            past, variance = np.power(rho, steps), self.localization_variance
+            pairs = 2 * (draws - number) @ np.power(rho**spacing, number) - draws  # by distance
+            trace = variance * (1 - past**2).sum()
+            total = variance * (pairs - past.sum() ** 2)
+        return float((trace - total / draws) / (draws - 1))
 
 
 def _check_step(gamma: float, step_size: float | None) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ from losskernel.sampling.journal import Journal
 from losskernel.sampling.parameters import layout_fingerprint, select_parameters
 from losskernel.sampling.probe import FreeChain, Probe
 from losskernel.sampling.runners import can_fork
+from losskernel.sampling.stability import curvature, noise_moments
+from losskernel.sampling.yardsticks import yardsticks
 from losskernel.trace import LossTrace, checked_coords, settings_attribute
 
 Data = tuple[Tensor, Tensor] | Dataset
@@ -118,7 +121,10 @@ def sample_losses(
             :func:`losskernel.trace.checked_coords`.
         loss_bound: a chain whose mean probe loss exceeds it counts as diverged; non-finite losses
             always do. A diverged chain stops, the others go on, and its losses are NaN from there.
-            An independent draw beyond it is an error: without it the others would be biased.
+            By default twice the loss of guessing, ``log(classes)``, or twice that at the trained
+            weights if it is larger; none for a loss of your own, whose guessing is not known. An
+            independent draw has no bound unless one is given, and is then an error beyond it:
+            without it the others would be biased.
         journal: folder in which draws are saved as they are made; call again with the same
             arguments to continue after a kill, or with more ``draws`` to extend. A kill loses the
             draw that is made, or the at most 16 of a chain that are made together.
@@ -217,6 +223,12 @@ def sample_losses(
                 f"model: the loss of {count} inputs is not finite at the trained weights; "
                 "check the weights, the inputs and their preprocessing"
             )
+        logits = loss is cross_entropy
+        measured = yardsticks(
+            model, loss, probe_inputs, eval_batch_size, first.center, initial_loss, logits
+        )
+        if loss_bound is None and not probe.direct:
+            loss_bound = _default_bound(journal, measured.guessing, initial_loss)
         settings = {
             "probe": settings_attribute(probe.settings),
             "parameters": settings_attribute({"names": names}),
@@ -243,7 +255,10 @@ def sample_losses(
                 _run(sampler, record, draws, burn_in, steps_per_draw, loss_bound, at)
         losses, batch_losses = record.read(draws)
         seconds = record.seconds(draws)
-    return LossTrace.build(
+        found = measured.attributes
+        if isinstance(sampler, Chains) and not compiled:
+            found |= _step_bounds(sampler, lanes[0], probe, batch_size, seed, draws)
+    trace = LossTrace.build(
         losses,
         initial_loss,
         batch_losses,
@@ -251,6 +266,7 @@ def sample_losses(
         input_coords,
         {
             **settings,
+            **found,
             "device": ", ".join(_device_name(device) for device in devices),
             "threads": torch.get_num_threads(),
             "workers": len(lanes),
@@ -260,6 +276,49 @@ def sample_losses(
             "resumed_draws": resumed_at,
         },
     )
+    rounding = ("input", measured.rounding.astype(np.float32))
+    return LossTrace(trace.dataset.assign(rounding=rounding))
+
+
+def _default_bound(
+    journal: str | Path | None, guessing: float | None, initial_loss: np.ndarray
+) -> float | None:
+    """What a run is bounded by if its caller does not say; an older journal keeps its own."""
+    settings = None if journal is None else Path(journal) / "settings.json"
+    if settings is not None and settings.exists():
+        with suppress(ValueError, KeyError):  # damaged: told when the journal is opened
+            return float(json.loads(settings.read_text())["loss_bound"])
+    if guessing is None:
+        return None
+    return 2 * max(guessing, float(initial_loss.mean(dtype=float)))
+
+
+# Gradients that measuring the curvature and the minibatch noise takes, 2 in 5 and 4 pairs and one;
+# and how many times as many a run has taken where that is done.
+_BOUND_GRADIENTS, _BOUND_SHARE = 19, 10
+
+
+def _step_bounds(
+    sampler: Chains, lane: Lane, probe: Probe, batch_size: int, seed: int, draws: int
+) -> dict[str, float]:
+    """Curvature and minibatch noise where a chain has got to, for the verdict.
+
+    Not of a run so short that they would take a good share of its time.
+    """
+    running = np.flatnonzero(sampler.diverged < 0)
+    if sampler.steps * len(running) < _BOUND_SHARE * _BOUND_GRADIENTS:
+        return {}
+    engine, data = lane.engine, lane.data
+    weights = sampler.weights[running[0]].to(engine.center.device)
+    spread = probe.free.run_variance(max(draws, 2), 1) ** 0.5
+    steepest = curvature(engine, data, weights, spread, batch_size, seed, iterations=5)
+    total, squares = noise_moments(engine, data, weights, batch_size, 4, seed)
+    factor = probe.step_size * probe.n_beta**2 / 4
+    return {
+        "curvature": steepest,
+        "minibatch_noise_per_direction": factor * total / len(weights),
+        "minibatch_noise_in_span": factor * squares / total if total else 0.0,
+    }
 
 
 def _check_sampler(probe: Probe, burn_in: int, steps_per_draw: int) -> None:
