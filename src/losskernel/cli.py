@@ -30,6 +30,8 @@ EXAMPLES = {
     "map": "losskernel map --trace trace.nc --output map.html",
     "mislabel": "losskernel mislabel folder --images photos --model timm:resnet18 "
     "--weights mine.safetensors --output suspects.csv",
+    "weights": "losskernel weights convert --caffemodel bvlc_googlenet.caffemodel "
+    "--output bvlc_googlenet.safetensors",
     "limit": "losskernel limit kernel --trace trace.nc --gram gram.npz --output kernel.npz",
 }
 HERE = Path(__file__).parent
