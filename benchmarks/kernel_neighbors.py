@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import command, product_rate, spread, summary
-from losskernel.kernel.covariance import nearest_neighbors
+from losskernel.kernel.neighbors import nearest_neighbors
 
 PEER, OURS = "numpy.corrcoef and sort", "losskernel"
 

@@ -13,9 +13,9 @@ from sklearn.datasets import load_digits
 
 from benchmarks.harness import alternate, command, product_rate, ratios, spread, summary
 from losskernel import Probe, sample_losses
-from losskernel.diagnostics.convergence import cka
 from losskernel.gradients.linear_response import gram
 from losskernel.gradients.per_sample import per_sample_gradients
+from losskernel.kernel.alignment import cka
 from losskernel.kernel.control_variate import limit_kernel, normalize
 from losskernel.kernel.covariance import correlation
 

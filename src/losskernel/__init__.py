@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from losskernel.gradients.covariance import GradientCovariance, gradient_covariance
-    from losskernel.kernel.covariance import (
-        correlation,
-        covariance,
-        nearest_neighbors,
-        self_covariance,
-    )
+    from losskernel.kernel.covariance import correlation, covariance, self_covariance
+    from losskernel.kernel.neighbors import nearest_neighbors
     from losskernel.sampling.pilot import propose_probe
     from losskernel.sampling.probe import Probe, sgld_step
     from losskernel.sampling.sample import sample_losses
@@ -36,7 +32,8 @@ __all__ = [
 
 _MODULES = {
     "gradients.covariance": ("GradientCovariance", "gradient_covariance"),
-    "kernel.covariance": ("correlation", "covariance", "nearest_neighbors", "self_covariance"),
+    "kernel.covariance": ("correlation", "covariance", "self_covariance"),
+    "kernel.neighbors": ("nearest_neighbors",),
     "sampling.pilot": ("propose_probe",),
     "sampling.probe": ("Probe", "sgld_step"),
     "sampling.sample": ("sample_losses",),

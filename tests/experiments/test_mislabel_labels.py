@@ -6,16 +6,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from losskernel import Probe, correlation, sample_losses
-from losskernel.errors import ConfigError, DataError, TraceError
+from losskernel import Probe, sample_losses
+from losskernel.errors import ConfigError, DataError
 from losskernel.experiments.mislabel.labels import (
     MarginRecorder,
     SeveralLabels,
     detection,
     flip_labels,
     margins,
-    opposed_inputs,
-    vote,
     wrong_labels,
 )
 
@@ -144,25 +142,3 @@ def test_a_trace_of_pairs_is_that_of_the_repeated_inputs(engine):
     expected = sample_losses(model, data, probe, probe_data=repeated, **options)
     # The same weights; logits, sums of 8 products of order 1, differ by some 10 roundings of 2^-24.
     np.testing.assert_allclose(trace.losses, expected.losses, rtol=0, atol=1e-5)
-
-
-def test_opposed_inputs_are_the_most_negative_of_another_label():
-    losses = np.random.default_rng(2).standard_normal((2, 20, 9))
-    labels = np.array(list("aabbbccca"))
-    indices, values = opposed_inputs(losses, labels, 3)
-    r = correlation(losses)
-    for i in range(9):
-        others = sorted(np.flatnonzero(labels != labels[i]), key=lambda j: r[i, j])[:3]
-        assert indices[i].tolist() == others
-        np.testing.assert_array_equal(values[i], r[i, others])
-    with pytest.raises(TraceError, match="k = 7 must be from 1 to 6"):
-        opposed_inputs(losses, labels, 7)
-
-
-def test_votes_are_weighed_and_negative_ones_do_not_count():
-    labels = np.array(["cat", "dog", "dog", "eel"])
-    indices = [[0, 1, 2], [3, 1, 2], [3, 1, 0]]
-    weights = [[0.5, 0.2, 0.2], [0.5, 0.3, 0.3], [-1, -2, 0]]
-    chosen, share = vote(indices, weights, labels)
-    assert chosen.tolist()[:2] == ["cat", "dog"]
-    np.testing.assert_allclose(share, [0.5 / 0.9, 0.6 / 1.1, 0])

@@ -8,7 +8,6 @@ from scipy.stats import t as student
 from torch import nn
 
 from losskernel import Probe, correlation, covariance, sample_losses
-from losskernel.diagnostics.convergence import cka
 from losskernel.errors import ConfigError, LossKernelError, TraceError
 from losskernel.gradients.linear_response import (
     displacement_probe,
@@ -17,6 +16,7 @@ from losskernel.gradients.linear_response import (
     write_coupled_displacements,
 )
 from losskernel.gradients.per_sample import per_sample_gradients
+from losskernel.kernel.alignment import cka
 from losskernel.kernel.control_variate import control_variate_kernel, limit_kernel, normalize
 from losskernel.sampling.probe import FreeChain
 

@@ -1,5 +1,3 @@
-import tracemalloc
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +12,6 @@ from losskernel.kernel.covariance import (
     covariance,
     deviation_blocks,
     deviations,
-    nearest_neighbors,
     self_covariance,
     standardized,
     standardized_blocks,
@@ -132,102 +129,6 @@ def test_blocks_are_the_columns_of_the_whole(center, block):
 
 def test_one_chain_may_come_without_its_axis():
     assert np.array_equal(covariance(LOSSES[0]), covariance(LOSSES[:1]))
-
-
-def brute_force(losses, labels):
-    r = standardized(losses).astype(np.float32)
-    r = r.T @ r
-    r[np.eye(len(r), dtype=bool) | (labels[:, None] == labels)] = -np.inf
-    return r
-
-
-@given(
-    losses=arrays(
-        np.float32,
-        st.tuples(st.integers(3, 6), st.integers(4, 12)),
-        elements=st.floats(-9, 9, width=32),
-    ),
-    block=st.integers(1, 13),
-    data=st.data(),
-)
-def test_blocked_neighbors_are_those_of_the_whole_matrix(losses, block, data):
-    inputs = losses.shape[1]
-    labels = np.array(data.draw(st.lists(st.integers(0, 3), min_size=inputs, max_size=inputs)))
-    use_labels = data.draw(st.booleans())
-    fewest = inputs - (np.bincount(labels).max() if use_labels else 1)
-    if fewest < 1:
-        with pytest.raises(TraceError, match="k = 1"):
-            nearest_neighbors(losses, 1, labels, block=block)
-        return
-    k = data.draw(st.integers(1, fewest))
-    indices, values = nearest_neighbors(losses, k, labels if use_labels else None, block=block)
-    r = brute_force(losses, labels if use_labels else np.arange(inputs))
-    assert indices.shape == values.shape == (inputs, k)
-    # Ties may come in any order; the values may not.
-    np.testing.assert_allclose(values, -np.sort(-r, axis=1)[:, :k], atol=1e-6)
-    np.testing.assert_allclose(values, np.take_along_axis(r, indices, axis=1), atol=1e-6)
-    assert (np.diff(values, axis=1) <= 0).all()
-    assert all(len(set(row)) == k for row in indices)
-    assert not (indices == np.arange(inputs)[:, None]).any()
-    if use_labels:
-        assert not (labels[indices] == labels[:, None]).any()
-
-
-@pytest.mark.parametrize("block", [7, 64, 2048])
-def test_neighbors_where_values_are_grouped_before_they_are_sorted(block):
-    """More inputs than the properties above try, so that groups of inputs are passed over."""
-    losses = np.random.default_rng(2).standard_normal((1, 9, 331)).astype(np.float32)
-    losses[..., 17] = 3.0  # R = 0 with all others
-    labels = np.arange(331) % 5
-    for excluded in (None, labels):
-        _, values = nearest_neighbors(losses, 4, excluded, block=block)
-        r = brute_force(losses, np.arange(331) if excluded is None else labels)
-        np.testing.assert_allclose(values, -np.sort(-r, axis=1)[:, :4], atol=12 * 2.0**-24)
-
-
-def test_float32_products_err_within_the_stated_bound():
-    """Losses of a large mean and a tiny spread are what float32 must not center."""
-    rng = np.random.default_rng(0)
-    losses = (1e3 + 0.01 * rng.standard_normal((2, 100, 50))).astype(np.float32)
-    indices, values = nearest_neighbors(losses, 10)
-    r = np.take_along_axis(correlation(losses), indices, axis=1)
-    bound = (200 + 3) * 2.0**-24
-    assert np.abs(values - r).max() <= bound
-    # The spread is 160 units in the last place of a loss. A float32 mean errs by a few of them.
-    flat = losses.reshape(200, 50)
-    low = flat - flat.sum(axis=0, dtype=np.float32) / np.float32(200)
-    low /= np.sqrt((low**2).sum(axis=0))
-    assert np.abs(np.take_along_axis(low.T @ low, indices, axis=1) - r).max() > 10 * bound
-
-
-@pytest.fixture
-def peak():
-    """Most bytes that arrays take while a function runs, beyond those that were there before."""
-
-    def measured(function, *arguments):
-        tracemalloc.start()
-        try:
-            function(*arguments)
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    return measured
-
-
-def test_memory_is_bounded_by_the_block(peak):
-    """4,000 inputs: R would take 64 MB in float32, a block of 256 x 256 takes 0.26."""
-    losses = np.random.default_rng(0).standard_normal((2, 16, 4000)).astype(np.float32)
-    assert peak(nearest_neighbors, losses, 15, None, "pooled", 256) < 8e6
-    assert peak(self_covariance, losses) < 4e6
-    half = peak(nearest_neighbors, losses[..., :2000], 15, None, "pooled", 256)
-    assert peak(nearest_neighbors, losses, 15, None, "pooled", 256) < 2.2 * half  # not 4
-
-
-@pytest.mark.parametrize("k", [0, 10])
-def test_impossible_numbers_of_neighbors(k):
-    with pytest.raises(TraceError, match=f"k = {k} must be from 1 to 9"):
-        nearest_neighbors(LOSSES, k)
 
 
 @pytest.mark.parametrize(

@@ -1,105 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from losskernel.errors import DataError
-from losskernel.kernel.maps import kernel_distances, nearest_neighbors, umap_embedding, umap_graph
+from losskernel.kernel.maps import umap_embedding, umap_graph
+from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 
 
 def euclidean(points: np.ndarray) -> np.ndarray:
     return np.linalg.norm(points[:, None] - points[None], axis=-1)
-
-
-class TestDistances:
-    def test_euclidean_distance_of_standardized_traces(self):
-        losses = np.random.default_rng(0).standard_normal((50, 8)) @ np.diag(np.arange(1, 9.0))
-        traces = (losses - losses.mean(axis=0)).T
-        traces /= np.linalg.norm(traces, axis=1, keepdims=True)
-        distances = kernel_distances(np.corrcoef(losses.T))
-        np.testing.assert_allclose(distances, euclidean(traces), atol=1e-7)
-
-    def test_landmarks(self):
-        # together, opposite, and an input of zero variance, whose own R is 0
-        correlation = np.array([[1, 1, -1, 0], [1, 1, -1, 0], [-1, -1, 1, 0], [0, 0, 0, 0.0]])
-        root = np.sqrt(2)
-        np.testing.assert_allclose(
-            kernel_distances(correlation),
-            [[0, 0, 2, root], [0, 0, 2, root], [2, 2, 0, root], [root, root, root, 0]],
-        )
-
-    def test_rounding_beyond_1_gives_0_and_the_input_is_unchanged(self):
-        correlation = np.array([[1, 1 + 1e-7], [1 + 1e-7, 1]])
-        before = correlation.copy()
-        np.testing.assert_array_equal(kernel_distances(correlation), np.zeros((2, 2)))
-        np.testing.assert_array_equal(correlation, before)
-
-    @pytest.mark.parametrize(
-        ("matrix", "message"),
-        [
-            (np.array([[1, 4.0], [4.0, 1]]), r"from 1 to 4 .* not the covariance"),
-            (np.array([[1, np.nan], [np.nan, 1]]), "not finite"),
-            (np.ones((2, 3)), r"shape \(2, 3\)"),
-            (np.ones((1, 1)), "2 inputs or more"),
-        ],
-    )
-    def test_what_is_no_normalized_kernel(self, matrix, message):
-        with pytest.raises(DataError, match=message):
-            kernel_distances(matrix)
-
-
-class TestNeighbors:
-    @given(st.integers(0, 2**32 - 1), st.booleans())
-    @settings(max_examples=60)
-    def test_equal_a_full_sort(self, seed, removal):
-        rng = np.random.default_rng(seed)
-        n, k = 14, 4
-        distances = rng.integers(0, 6, (n, n)).astype(float)  # many ties
-        labels = np.concatenate([np.arange(5), rng.integers(0, 3, n - 5)])
-        if np.bincount(labels).max() > n - k:
-            labels = np.arange(n)
-        indices, nearest = nearest_neighbors(distances, k, labels if removal else None)
-        for i in range(n):
-            ranked = sorted(
-                (distances[i, j], j)
-                for j in range(n)
-                if j != i and not (removal and labels[i] == labels[j])
-            )
-            assert [(d, j) for d, j in zip(nearest[i], indices[i], strict=True)] == ranked[:k]
-
-    def test_removal_comes_before_the_graph(self):
-        # Three nearest of each input are all of its own label: removal afterwards leaves nothing.
-        points = (
-            np.repeat([[0.0], [10.0], [11.0]], 4, axis=0)
-            + np.tile([[0], [1], [2], [3]], (3, 1)) * 0.01
-        )
-        labels = np.repeat([0, 1, 2], 4)
-        distances = euclidean(points)
-        without, _ = nearest_neighbors(distances, 3)
-        assert (labels[without] == labels[:, None]).all()
-        indices, nearest = nearest_neighbors(distances, 3, labels)
-        assert indices.shape == (12, 3)
-        assert (labels[indices] != labels[:, None]).all()
-        assert (labels[indices[:4]] == 1).all()  # the next label, at 10, not the one at 11
-        np.testing.assert_array_equal(nearest, np.take_along_axis(distances, indices, axis=1))
-
-    def test_labels_may_be_words(self):
-        indices, _ = nearest_neighbors(euclidean(np.arange(4.0)[:, None]), 1, list("aabb"))
-        np.testing.assert_array_equal(indices.ravel(), [2, 2, 1, 1])
-
-    def test_too_few_eligible(self):
-        distances = euclidean(np.arange(5.0)[:, None])
-        assert nearest_neighbors(distances, 2, [0, 0, 0, 1, 2])[0].shape == (5, 2)
-        with pytest.raises(DataError, match=r"k = 3 must be from 1 to 2.*label .*0"):
-            nearest_neighbors(distances, 3, [0, 0, 0, 1, 2])
-        with pytest.raises(DataError, match="k = 5 must be from 1 to 4"):
-            nearest_neighbors(distances, 5)
-        with pytest.raises(DataError, match="k = 0 must be"):
-            nearest_neighbors(distances, 0)
-
-    def test_one_label_an_input(self):
-        with pytest.raises(DataError, match=r"exclude_labels: shape \(4,\) does not fit 5"):
-            nearest_neighbors(euclidean(np.arange(5.0)[:, None]), 1, [0, 1, 2, 3])
 
 
 def classes_within_superclasses() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,15 +54,17 @@ class TestUmap:
         distances = kernel_distances(correlation)
 
         def shares(exclude):
-            indices, nearest = nearest_neighbors(distances, 5, exclude)
+            indices, nearest = neighbors_by_distance(distances, 5, exclude)
             rows, columns = umap_graph(indices, nearest).nonzero()
             embedding = euclidean(umap_embedding(indices, nearest, seed=1))
             return {
                 "neighbors": (label[indices] == label[:, None]).mean(),
                 "edges": (label[rows] == label[columns]).mean(),
-                "map, label": (label[nearest_neighbors(embedding, 7)[0]] == label[:, None]).mean(),
+                "map, label": (
+                    label[neighbors_by_distance(embedding, 7)[0]] == label[:, None]
+                ).mean(),
                 "map, superclass": (
-                    superclass[nearest_neighbors(embedding, 39)[0]] == superclass[:, None]
+                    superclass[neighbors_by_distance(embedding, 39)[0]] == superclass[:, None]
                 ).mean(),
             }
 
@@ -168,7 +78,7 @@ class TestUmap:
         assert removed["map, superclass"] > 0.95  # 4 clumps
 
     def test_same_seed_same_embedding(self):
-        indices, nearest = nearest_neighbors(
+        indices, nearest = neighbors_by_distance(
             euclidean(np.random.default_rng(0).standard_normal((50, 3))), 6
         )
         before = indices.copy(), nearest.copy()
@@ -181,7 +91,7 @@ class TestUmap:
 
     def test_it_begins_where_it_is_told(self):
         rng = np.random.default_rng(0)
-        indices, nearest = nearest_neighbors(euclidean(rng.standard_normal((60, 3))), 6)
+        indices, nearest = neighbors_by_distance(euclidean(rng.standard_normal((60, 3))), 6)
         start = rng.standard_normal((60, 2))
         moved = [umap_embedding(indices, nearest, n_epochs=1, init=to) for to in (start, -start)]
         for embedding, begin in zip(moved, (start, -start), strict=True):
@@ -191,7 +101,7 @@ class TestUmap:
             umap_embedding(indices, nearest, init=start[1:])
 
     def test_shapes(self):
-        indices, nearest = nearest_neighbors(euclidean(np.arange(9.0)[:, None]), 8)
+        indices, nearest = neighbors_by_distance(euclidean(np.arange(9.0)[:, None]), 8)
         embedding = umap_embedding(indices, nearest, n_components=3, n_epochs=10)
         assert embedding.shape == (9, 3)
         assert np.isfinite(embedding).all()
@@ -201,13 +111,15 @@ class TestUmap:
             np.random.default_rng(1).standard_normal((72, 2))
             + 100 * np.arange(6).repeat(12)[:, None]
         )
-        indices, nearest = nearest_neighbors(euclidean(points), 5)
+        indices, nearest = neighbors_by_distance(euclidean(points), 5)
         embedding = umap_embedding(indices, nearest, n_epochs=100)
-        found, _ = nearest_neighbors(euclidean(embedding), 5)
+        found, _ = neighbors_by_distance(euclidean(embedding), 5)
         assert (found // 12 == np.arange(72)[:, None] // 12).mean() > 0.95
 
     def test_inputs_at_distance_0(self):
-        indices, nearest = nearest_neighbors(euclidean(np.repeat(np.arange(5.0), 4)[:, None]), 5)
+        indices, nearest = neighbors_by_distance(
+            euclidean(np.repeat(np.arange(5.0), 4)[:, None]), 5
+        )
         assert (nearest[:, 0] == 0).all()
         assert np.isfinite(umap_embedding(indices, nearest, n_epochs=10)).all()
 

@@ -5,10 +5,9 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from losskernel.errors import DataError
-from losskernel.kernel.maps import kernel_distances, nearest_neighbors
+from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.semantics.lift import lift
-from losskernel.semantics.trajectory import Ranking, crossing_step, half_similarity
+from losskernel.semantics.trajectory import Ranking, crossing_step
 
 RNG = np.random.default_rng(0)
 # Classes 0..7 in a binary tree: depth 3 is shared by pairs, 2 by fours, 1 by all.
@@ -39,7 +38,7 @@ def test_statistics_are_those_of_the_libraries():
     unequal = LABELS[first] != LABELS[second]
     first, second = first[unequal], second[unequal]
     depth = TREE[LABELS[first], LABELS[second]]
-    graph, _ = nearest_neighbors(kernel_distances(r), 4, exclude_labels=LABELS)
+    graph, _ = neighbors_by_distance(kernel_distances(r), 4, exclude_labels=LABELS)
     np.testing.assert_allclose(found["lift"], lift(graph, TREE, np.array([2, 3]), LABELS))
     for at, cut in enumerate((2, 3)):
         assert found["auc"][at] == pytest.approx(roc_auc_score(depth >= cut, r[first, second]))
@@ -116,28 +115,3 @@ def test_another_share():
 @pytest.mark.parametrize("values", [[0, 1, 2, 0], [1, 1, 1, 1 - 1e-9], [0, np.nan, 1, 2]])
 def test_what_does_not_end_above_the_baseline_crosses_nothing(values):
     assert np.isnan(crossing_step(STEPS, values, 1.0))
-
-
-def test_similarity_of_checkpoints_is_not_moved_by_noise_that_they_share():
-    n = 150
-    signals = [noisy(np.zeros((n, n)), 1.0) for _ in range(2)]
-    first = signals[0]
-    second = 0.6 * signals[0] + 0.8 * signals[1]  # correlates 0.6 with the first
-    shared = [noisy(np.zeros((n, n)), 3.0) for _ in range(2)]  # of each half
-    halves = [tuple(kernel + part for part in shared) for kernel in (first, second)]
-    assert half_similarity((first, first), (first, first)) == pytest.approx(1)
-    exact = half_similarity((first, first), (second, second))
-    assert exact == pytest.approx(0.6, abs=0.03)
-    # 11,000 pairs and 9 times as much noise as signal: a standard error of some 0.1.
-    assert half_similarity(*halves) == pytest.approx(exact, abs=0.35)
-    plain = np.corrcoef(
-        sum(halves[0])[np.triu_indices(n, 1)], sum(halves[1])[np.triu_indices(n, 1)]
-    )
-    assert plain[0, 1] > 0.9  # what the shared noise would make of it
-
-
-def test_halves_that_do_not_agree_tell_nothing():
-    kernel = noisy(np.zeros((20, 20)), 1.0)
-    assert np.isnan(half_similarity((kernel, -kernel), (kernel, kernel)))
-    with pytest.raises(DataError, match="take the same inputs"):
-        half_similarity((kernel, kernel), (kernel[:5, :5], kernel[:5, :5]))

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from losskernel.data.images import ClassFolders, imagenet_wnids, load_images
 from losskernel.errors import ConfigError, DataError, TraceError
-from losskernel.experiments.mislabel.labels import margins, opposed_inputs, vote
+from losskernel.experiments.mislabel.labels import margins
 from losskernel.files import check_writable, write_csv
-from losskernel.kernel.covariance import nearest_neighbors, self_covariance
+from losskernel.kernel.covariance import self_covariance
+from losskernel.kernel.neighbors import nearest_neighbors, opposed_inputs, vote
 from losskernel.models.features import penultimate_features
 from losskernel.models.loader import load_classifier
 from losskernel.pages.suspects import Suspects, write_suspects

@@ -8,10 +8,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from losskernel.diagnostics.convergence import noise_floor, pair_correlation
 from losskernel.diagnostics.verdict import verdict
 from losskernel.files import atomic_path
-from losskernel.kernel.covariance import correlation, covariance, nearest_neighbors, self_covariance
+from losskernel.kernel.alignment import pair_correlation
+from losskernel.kernel.covariance import correlation, covariance, self_covariance
+from losskernel.kernel.neighbors import nearest_neighbors
+from losskernel.kernel.noise import noise_floor
 from losskernel.sampling.journal_reader import journal_losses
 from losskernel.trace import LossTrace
 

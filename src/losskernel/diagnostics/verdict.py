@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from losskernel.diagnostics.convergence import (
-    Convergence,
-    convergence,
-    copies,
-    noise_floor,
-    pair_correlation,
-)
+from losskernel.diagnostics.convergence import Convergence, convergence, copies
 from losskernel.diagnostics.localization import RELAXATIONS, Localization, localization
+from losskernel.kernel.alignment import pair_correlation
+from losskernel.kernel.noise import noise_floor
 from losskernel.sampling.probe import FreeChain, Probe
 from losskernel.trace import LossTrace
 
@@ -46,7 +42,7 @@ class Verdict:
         localization: named and effective gamma; None where the trace does not tell.
         convergence: effective sample size and R-hat of the inputs looked at, and the drift; None of
             independent draws, which have no use for them.
-        floor: :func:`losskernel.diagnostics.convergence.noise_floor`.
+        floor: :func:`losskernel.kernel.noise.noise_floor`.
         spread: standard deviation of R over pairs of inputs.
     """
 

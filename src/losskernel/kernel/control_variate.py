@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from losskernel.diagnostics.convergence import shifted
 from losskernel.errors import ConfigError, TraceError
 from losskernel.kernel.covariance import covariance, deviations
+from losskernel.kernel.noise import shifted
 from losskernel.sampling.probe import FreeChain, Probe
 
 
@@ -166,7 +166,7 @@ def control_variate_null(
     """R of inputs that share nothing but the sampling noise of :func:`control_variate_kernel`.
 
     The losses and linear parts of each input are rotated in time by a random shift of its own
-    (:func:`losskernel.diagnostics.convergence.shifted`), which leaves off the diagonal the noise of
+    (:func:`losskernel.kernel.noise.shifted`), which leaves off the diagonal the noise of
     the estimated terms alone; it is scaled by the variances of the estimate. The standard deviation
     off the diagonal is the noise floor.
 

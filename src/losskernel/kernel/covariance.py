@@ -13,7 +13,6 @@ then of order one can be stored and multiplied in float32, as the neighbor searc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -86,7 +85,7 @@ def _deviation_blocks(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     axis = {"pooled": (0, 1), "chain": (1,), "draw": (0,)}[center]
     chains, draws, inputs = losses.shape
-    for rows in _slices(inputs, block or max(64, _AT_ONCE // (chains * draws))):
+    for rows in slices(inputs, block or max(64, _AT_ONCE // (chains * draws))):
         values = losses[..., rows].astype(np.float64)
         size = np.abs(values).max(axis=(0, 1))
         if not np.isfinite(size).all():
@@ -100,7 +99,8 @@ def _deviation_blocks(
         yield rows, values.reshape(chains * draws, -1)
 
 
-def _slices(count: int, size: int) -> Iterator[slice]:
+def slices(count: int, size: int) -> Iterator[slice]:
+    """``count`` inputs, ``size`` at a time."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
@@ -127,7 +127,8 @@ def standardized(
     """Deviations scaled to unit length, ``(sample, input)``: ``R = X^T X``.
 
     An input of zero variance has a column of zeros. In float32 an entry of ``X^T X`` errs by at
-    most ``(samples + 3) 2^-24`` (see :func:`nearest_neighbors`); the scaling is done in float64.
+    most ``(samples + 3) 2^-24`` (see
+    :func:`losskernel.kernel.neighbors.nearest_neighbors`); the scaling is done in float64.
     """
     losses, _ = _checked(losses, center)
     chains, draws, inputs = losses.shape
@@ -168,99 +169,8 @@ def correlation_blocks(
 
 def _correlation_blocks(unit: np.ndarray, block: int) -> Iterator[tuple[slice, np.ndarray]]:
     varies = np.einsum("si,si->i", unit, unit) > 0.5
-    for rows in _slices(unit.shape[1], block):
+    for rows in slices(unit.shape[1], block):
         result = unit[:, rows].T @ unit
         np.clip(result, -1, 1, out=result)
         result[np.arange(len(result)), np.arange(rows.start, rows.stop)] = varies[rows]
         yield rows, result
-
-
-def nearest_neighbors(
-    losses: ArrayLike,
-    k: int,
-    labels: ArrayLike | None = None,
-    center: str = "pooled",
-    block: int = 2048,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` inputs of largest R for each input, exactly, in blocks.
-
-    R is symmetric, so each square of ``block x block`` of it is computed once, in float32, and
-    serves both the inputs of its rows and those of its columns.
-
-    Args:
-        losses: as for :func:`deviations`.
-        k: neighbors an input; the input itself is never one.
-        labels: if given, ``(input,)``; inputs with an equal label are not neighbors.
-        center: as for :func:`deviations`.
-        block: inputs handled at once; memory is the standardized losses in float32 and some
-            ``block x block``.
-
-    Returns:
-        Indices and values of R, each ``(input, k)``, nearest first. A value errs by at most
-        ``(samples + 3) u``, ``u = 2^-24``, from rounding: ``samples u`` in a product of vectors of
-        unit length (Higham 2002, section 3.1), ``u`` in storing each of them, ``u`` for the terms
-        of second order.
-
-    Raises:
-        TraceError: an input has fewer than ``k`` others to choose from.
-    """
-    unit = standardized(losses, center, np.float32)
-    inputs = unit.shape[1]
-    fewest, group = inputs - 1, None
-    if labels is not None:
-        _, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-        fewest = inputs - int(sizes.max())
-    if not 1 <= k <= fewest:
-        raise TraceError(
-            f"neighbors: k = {k} must be from 1 to {fewest}, the fewest eligible inputs"
-        )
-    indices = np.full((inputs, k), -1)
-    values = np.full((inputs, k), -np.inf, np.float32)
-    for rows in _slices(inputs, block):
-        for columns in _slices(rows.stop, block):
-            similarity = unit[:, rows].T @ unit[:, columns]
-            if group is not None:
-                similarity[group[rows, None] == group[columns]] = -np.inf
-            if rows == columns:
-                np.fill_diagonal(similarity, -np.inf)
-            else:
-                _keep_largest(similarity.T, rows.start, values[columns], indices[columns])
-            _keep_largest(similarity, columns.start, values[rows], indices[rows])
-    order = np.argsort(-values, axis=1, kind="stable")
-    values = np.clip(np.take_along_axis(values, order, axis=1), -1, 1)
-    return np.take_along_axis(indices, order, axis=1), values
-
-
-def _keep_largest(tile: np.ndarray, start: int, values: np.ndarray, indices: np.ndarray) -> None:
-    """Update in place the largest values of each row, and their columns, from further columns.
-
-    Args:
-        tile: ``(row, column)`` new values.
-        start: number of the tile's first column.
-        values, indices: ``(row, k)``, the largest so far in no order.
-    """
-    columns, k = _candidates(tile, values.shape[1]), values.shape[1]
-    found = np.concatenate([values, np.take_along_axis(tile, columns, axis=1)], axis=1)
-    where = np.concatenate([indices, columns + start], axis=1)
-    largest = np.argpartition(found, found.shape[1] - k, axis=1)[:, -k:]
-    values[:] = np.take_along_axis(found, largest, axis=1)
-    indices[:] = np.take_along_axis(where, largest, axis=1)
-
-
-def _candidates(tile: np.ndarray, k: int) -> np.ndarray:
-    """Some columns of each row, ``(row, some)``, the ``k`` largest values among them.
-
-    The columns are dealt into groups. The k largest values lie in the k groups with the largest
-    maxima: a value outside of them is no larger than k maxima. So one pass over the tile, at the
-    speed of memory, leaves little to partition.
-    """
-    rows, columns = tile.shape
-    size = max(1, math.isqrt(columns // k))  # of a group: as many groups as candidates in k of them
-    groups = columns // size
-    if groups <= k:
-        return np.broadcast_to(np.arange(columns), (rows, columns))
-    grouped = tile[:, : size * groups].reshape(rows, size, groups)
-    largest = np.argpartition(grouped.max(axis=1), groups - k, axis=1)[:, -k:]
-    members = largest[:, None] + groups * np.arange(size)[:, None]
-    over = np.broadcast_to(np.arange(size * groups, columns), (rows, columns - size * groups))
-    return np.concatenate([members.reshape(rows, -1), over], axis=1)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from losskernel.diagnostics.convergence import shifted
 from losskernel.kernel.control_variate import (
     control_variate_kernel,
     control_variate_null,
@@ -14,6 +13,7 @@ from losskernel.kernel.control_variate import (
     run_variance,
 )
 from losskernel.kernel.covariance import correlation, covariance
+from losskernel.kernel.noise import shifted
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Geometry of the normalized kernel: distances, neighbor graphs, and maps of them by UMAP."""
+"""Maps of neighbor graphs by UMAP."""
 
 from __future__ import annotations
 
@@ -9,90 +9,6 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from losskernel.errors import DataError
-
-
-def kernel_distances(correlation: ArrayLike) -> NDArray[np.float64]:
-    """Distances ``d = sqrt(2 (1 - R))`` of the normalized kernel.
-
-    With loss traces centered and scaled to unit length, ``x_i``, ``R_ij = x_i . x_j`` and
-    ``d_ij = |x_i - x_j|``: the Euclidean distance of the standardized traces. It is 0 for inputs
-    whose losses rise and fall together, sqrt(2) for uncorrelated ones, 2 for opposite ones. An
-    input of zero variance, whose R is 0 by definition, is at sqrt(2) from all others.
-
-    Args:
-        correlation: ``R``, ``(input, input)``, within [-1, 1] up to rounding; its diagonal is not
-            used.
-
-    Returns:
-        ``(input, input)``, zero on the diagonal.
-
-    Raises:
-        DataError: not a square matrix of finite values in [-1, 1].
-    """
-    correlation = _square(correlation, "correlation")
-    lowest, highest = correlation.min(), correlation.max()
-    if lowest < -1 - 1e-5 or highest > 1 + 1e-5:
-        raise DataError(
-            f"correlation: values from {lowest:g} to {highest:g} are not within [-1, 1]; "
-            "give the normalized kernel R, not the covariance K"
-        )
-    distances = 1 - correlation  # then in place: 10,000 inputs make 800 MB
-    np.clip(distances, 0, 2, out=distances)
-    distances *= 2
-    np.sqrt(distances, out=distances)
-    np.fill_diagonal(distances, 0)
-    return distances
-
-
-def nearest_neighbors(
-    distances: ArrayLike, k: int, exclude_labels: ArrayLike | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The exact ``k`` nearest inputs of each input, the input itself excluded.
-
-    With ``exclude_labels``, inputs of equal label are removed before neighbors are chosen, so that
-    each input still has ``k`` neighbors: removed afterwards, an input whose nearest are all of its
-    own label would be left with none.
-
-    Args:
-        distances: ``(input, input)``, finite. Row ``i`` holds the distances from input ``i``.
-        k: neighbors an input.
-        exclude_labels: ``(input,)``; inputs with an equal label are not neighbors.
-
-    Returns:
-        Indices and distances, each ``(input, k)``, nearest first, the smaller index first among
-        equals.
-
-    Raises:
-        DataError: ``distances`` is not square and finite, labels do not fit, or an input has fewer
-            than ``k`` others to choose from.
-    """
-    distances = _square(distances, "distances")
-    n = len(distances)
-    if exclude_labels is None:
-        labels = np.arange(n)
-    else:
-        labels = np.asarray(exclude_labels)
-        if labels.shape != (n,):
-            raise DataError(
-                f"exclude_labels: shape {labels.shape} does not fit {n} inputs; give one label each"
-            )
-    values, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    fewest = n - sizes.max()
-    if not 1 <= k <= fewest:
-        of = "" if exclude_labels is None else f" (those of label {values[sizes.argmax()]!r})"
-        raise DataError(
-            f"neighbors: k = {k} must be from 1 to {fewest}, the fewest eligible inputs{of}"
-        )
-    indices = np.empty((n, k), np.int64)
-    nearest = np.empty((n, k))
-    for i in range(n):
-        eligible = np.flatnonzero(group != group[i])
-        row = distances[i, eligible]
-        # Sorting only what is as near as the k-th keeps ties in the order of their index.
-        near = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1])
-        near = near[np.argsort(row[near], kind="stable")[:k]]
-        indices[i], nearest[i] = eligible[near], row[near]
-    return indices, nearest
 
 
 def umap_graph(indices: ArrayLike, distances: ArrayLike) -> scipy.sparse.csr_matrix:
@@ -124,7 +40,7 @@ def umap_embedding(
 
     Args:
         indices: ``(input, k)`` neighbors of each input, itself not among them, nearest first, as
-            :func:`nearest_neighbors` gives them.
+            :func:`losskernel.kernel.neighbors.neighbors_by_distance` gives them.
         distances: ``(input, k)`` distances to them, finite, not negative, not falling along a row.
         n_components: dimensions of the embedding.
         min_dist: smallest distance between embedded points, in units of the embedding; smaller
@@ -217,12 +133,3 @@ def _check_graph(indices: NDArray, distances: NDArray) -> None:
             "umap: distances are not finite, not negative and rising along each row; "
             "sort each row's neighbors by distance"
         )
-
-
-def _square(matrix: ArrayLike, name: str) -> NDArray[np.float64]:
-    matrix = np.asarray(matrix, np.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] < 2:
-        raise DataError(f"{name}: shape {matrix.shape} is not (input, input) with 2 inputs or more")
-    if not np.isfinite(matrix).all():
-        raise DataError(f"{name}: not finite; drop the inputs whose losses are not")
-    return matrix

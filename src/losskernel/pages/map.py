@@ -17,9 +17,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from losskernel.errors import DataError
-from losskernel.experiments.mislabel.labels import vote
 from losskernel.files import atomic_path
 from losskernel.kernel.maps import umap_embedding
+from losskernel.kernel.neighbors import vote
 from losskernel.pages.document import compressed, embedded, packed, write_page
 from losskernel.semantics.wordnet import Hierarchy, coarse_groups, groups_at_depth
 

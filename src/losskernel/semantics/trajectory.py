@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from losskernel.errors import DataError
-from losskernel.kernel.maps import kernel_distances, nearest_neighbors
+from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.semantics.lift import lift
 
 STATISTICS = ("lift", "auc", "conditional_auc", "spearman")
@@ -49,7 +48,7 @@ class Ranking:
         from scipy.stats import rankdata  # here, as it is slow to import
 
         similarity, labels = np.asarray(similarity), np.asarray(labels)
-        neighbors, _ = nearest_neighbors(kernel_distances(similarity), k, exclude_labels=labels)
+        neighbors, _ = neighbors_by_distance(kernel_distances(similarity), k, exclude_labels=labels)
         first, second = np.triu_indices(len(labels), 1)
         unequal = labels[first] != labels[second]
         first, second = first[unequal], second[unequal]
@@ -149,42 +148,3 @@ def crossing_step(
     low, high = values[at - 1], values[at]
     start, stop = np.log1p(steps[at - 1 : at + 1])
     return float(np.expm1(start + (level - low) / (high - low) * (stop - start)))
-
-
-def half_similarity(
-    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]
-) -> float:
-    """CKA of two estimated kernels without their sampling noise, which they may share.
-
-    ``(<A1, B2> + <A2, B1>) / 2 / sqrt(<A1, A2> <B1, B2>)``, of kernels centered and with their
-    diagonals set to 0, each known by two estimates from disjoint draws. As
-    :func:`losskernel.diagnostics.convergence.corrected_cka`, but products of a half with its
-    namesake are left
-    out: along training the halves of equal number are sampled with the same random numbers, so
-    their noise is alike.
-
-    Args:
-        first, second: two estimates of each kernel, all ``(input, input)``; of a kernel that is
-            known exactly, twice the same.
-
-    Returns:
-        About 1 for equal kernels, 0 for unrelated ones; noise may push it beyond both ends. NaN
-        where the halves of a kernel do not agree at all.
-
-    Raises:
-        DataError: shapes differ.
-    """
-    (a1, a2), (b1, b2) = ([_centered(matrix) for matrix in pair] for pair in (first, second))
-    if len({matrix.shape for matrix in (a1, a2, b1, b2)}) > 1:
-        raise DataError(f"kernels of shapes {a1.shape} and {b1.shape}; take the same inputs")
-    own = np.vdot(a1, a2), np.vdot(b1, b2)
-    if min(own) <= 0:
-        return float("nan")
-    return float((np.vdot(a1, b2) + np.vdot(a2, b1)) / 2 / np.sqrt(own[0] * own[1]))
-
-
-def _centered(kernel: ArrayLike) -> NDArray[np.float64]:
-    kernel = np.array(kernel, float)
-    np.fill_diagonal(kernel, 0)
-    mean = kernel.mean(axis=0)
-    return kernel - mean - kernel.mean(axis=1)[:, None] + mean.mean()

@@ -15,7 +15,8 @@ from losskernel.experiments.arithmetic.statistics import SCORES, estimate, measu
 from losskernel.experiments.claims import measured, write_claims
 from losskernel.files import atomic_path
 from losskernel.kernel.control_variate import normalize
-from losskernel.kernel.maps import kernel_distances, nearest_neighbors, umap_embedding
+from losskernel.kernel.maps import umap_embedding
+from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.progress import bar
 from losskernel.trace import LossTrace
 
@@ -125,7 +126,7 @@ def kernel(trace: Path, limit: Path, settings: dict, output: Path) -> None:
         k, floor = estimate(loaded, stored["gram"])
     r = normalize(k)
     order = np.lexsort([loaded.coordinate(name) for name in ("b", "a", "task")])
-    graph = nearest_neighbors(kernel_distances(np.abs(r)), settings["neighbors"])
+    graph = neighbors_by_distance(kernel_distances(np.abs(r)), settings["neighbors"])
     arrays = {
         "K": k[np.ix_(order, order)].astype(np.float32),
         "R": r[np.ix_(order, order)].astype(np.float32),

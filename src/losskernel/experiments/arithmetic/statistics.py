@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from losskernel.data.arithmetic import ADDITION, DIVISION
-from losskernel.diagnostics.convergence import cka, convergence, noise_floor, split_half_cka
+from losskernel.diagnostics.convergence import convergence
+from losskernel.kernel.alignment import cka, split_half_cka
 from losskernel.kernel.control_variate import (
     control_variate_kernel,
     control_variate_null,
@@ -13,6 +14,7 @@ from losskernel.kernel.control_variate import (
     normalize,
 )
 from losskernel.kernel.covariance import covariance
+from losskernel.kernel.noise import noise_floor
 from losskernel.sampling.probe import Probe
 from losskernel.semantics.separation import pair_auc, pair_blocks
 from losskernel.trace import LossTrace

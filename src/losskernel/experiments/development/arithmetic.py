@@ -26,7 +26,8 @@ from losskernel.gradients.linear_response import gram
 from losskernel.gradients.per_sample import per_sample_gradients
 from losskernel.kernel.control_variate import normalize
 from losskernel.kernel.learning_coefficient import local_learning_coefficient
-from losskernel.kernel.maps import kernel_distances, nearest_neighbors, umap_embedding
+from losskernel.kernel.maps import umap_embedding
+from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.progress import bar
 from losskernel.sampling.probe import Probe
 from losskernel.sampling.sample import sample_losses
@@ -162,7 +163,7 @@ def measure(
         )
         if key["training_seed"] == int(accuracies.index[0][0]):
             distances = kernel_distances(np.abs(normalize(kernel)))
-            graph = nearest_neighbors(distances, settings["neighbors"])
+            graph = neighbors_by_distance(distances, settings["neighbors"])
             before = umap_embedding(*graph, seed=settings["seed"], init=before)
             maps.append((key["step"], before))
     with atomic_path(output) as temporary:

@@ -27,10 +27,12 @@ from losskernel.experiments.development.kernels import (
     read_network,
 )
 from losskernel.files import atomic_path
-from losskernel.kernel.maps import kernel_distances, nearest_neighbors, umap_embedding
+from losskernel.kernel.alignment import corrected_cka
+from losskernel.kernel.maps import umap_embedding
+from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.progress import bar
 from losskernel.seeds import numpy_generator
-from losskernel.semantics.trajectory import STATISTICS, Ranking, half_similarity
+from losskernel.semantics.trajectory import STATISTICS, Ranking
 from losskernel.semantics.wordnet import Hierarchy, coarse_groups, hierarchy_order
 
 PARTS = ("values", "draws", "classes", "low", "high")
@@ -222,7 +224,7 @@ def maps(
     """UMAPs of a network along its training, and the similarity of all pairs of checkpoints.
 
     Each map begins at the one before. Similarities are those of
-    :func:`losskernel.semantics.trajectory.half_similarity`.
+    :func:`losskernel.kernel.alignment.corrected_cka`.
 
     Raises:
         DataError, TraceError: as :func:`measure`.
@@ -245,7 +247,7 @@ def maps(
             top1=np.array([json.loads(str(c.state["accuracy"]))["top1"] for c in checkpoints]),
             kernels=np.array(list(kept)),
             similarity=np.array(
-                [[[half_similarity(a, b) for b in both] for a in both] for both in halves.values()]
+                [[[corrected_cka(a, b) for b in both] for a in both] for both in halves.values()]
             ),
             map_kernels=np.array(shown),
             maps=np.stack([_maps(kept[name], labels, settings) for name in shown]),
@@ -260,7 +262,7 @@ def _maps(kernels: list[Kernel], labels: np.ndarray, settings: dict) -> np.ndarr
     """Embeddings (step, input, 2), each begun at the one before."""
     maps: list[np.ndarray] = []
     for kernel in bar(kernels, "maps", unit="map"):
-        graph = nearest_neighbors(
+        graph = neighbors_by_distance(
             kernel_distances(kernel.similarity), settings["map_neighbors"], exclude_labels=labels
         )
         maps.append(

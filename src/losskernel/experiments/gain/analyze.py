@@ -15,7 +15,6 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from losskernel.data.arithmetic import probe_subset
-from losskernel.diagnostics.convergence import cka
 from losskernel.errors import TraceError
 from losskernel.experiments.arithmetic.setup import (
     network_model,
@@ -35,6 +34,7 @@ from losskernel.experiments.gain.statistics import (
 from losskernel.files import atomic_path
 from losskernel.gradients.linear_response import gram
 from losskernel.gradients.per_sample import per_sample_gradients
+from losskernel.kernel.alignment import cka
 from losskernel.kernel.control_variate import limit_kernel, normalize
 from losskernel.kernel.covariance import correlation
 from losskernel.sampling.probe import Probe

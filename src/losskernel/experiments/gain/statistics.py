@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from losskernel.diagnostics.convergence import cka
 from losskernel.errors import ConfigError
+from losskernel.kernel.alignment import cka
 from losskernel.kernel.control_variate import control_variate_kernel, normalize
 from losskernel.kernel.covariance import correlation, covariance
 from losskernel.kernel.jackknife import jackknife_error

@@ -22,19 +22,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from losskernel.diagnostics.convergence import (
-    autocorrelation_time,
-    cka,
-    convergence,
-    corrected_cka,
-    settled_at,
-)
+from losskernel.diagnostics.convergence import autocorrelation_time, convergence, settled_at
 from losskernel.diagnostics.trend import rank_trend, rank_trend_p
 from losskernel.errors import DataError, TraceError
 from losskernel.files import atomic_path
+from losskernel.kernel.alignment import cka, corrected_cka
 from losskernel.kernel.control_variate import coupled_law, limit_kernel, normalize
 from losskernel.kernel.estimate import Draws
-from losskernel.kernel.maps import kernel_distances, nearest_neighbors
+from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.progress import bar
 from losskernel.sampling.probe import Probe
 from losskernel.seeds import numpy_generator
@@ -237,7 +232,7 @@ def _spread(first: np.ndarray, second: np.ndarray, eligible: np.ndarray) -> floa
 
 
 def _graph(r: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    return nearest_neighbors(kernel_distances(r), k, exclude_labels=labels)[0]
+    return neighbors_by_distance(kernel_distances(r), k, exclude_labels=labels)[0]
 
 
 def _statistics(

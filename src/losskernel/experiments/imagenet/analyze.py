@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
-from losskernel.diagnostics.convergence import cka, convergence, effective_rank, shifted
+from losskernel.diagnostics.convergence import convergence, effective_rank
 from losskernel.errors import ConfigError
 from losskernel.experiments.imagenet.kernels import (
     ALONE,
@@ -31,10 +31,13 @@ from losskernel.experiments.imagenet.measures import (
     table,
 )
 from losskernel.files import atomic_path
+from losskernel.kernel.alignment import cka
 from losskernel.kernel.control_variate import normalize
 from losskernel.kernel.covariance import self_covariance
 from losskernel.kernel.estimate import Draws
-from losskernel.kernel.maps import nearest_neighbors, umap_embedding
+from losskernel.kernel.maps import umap_embedding
+from losskernel.kernel.neighbors import neighbors_by_distance
+from losskernel.kernel.noise import shifted
 from losskernel.pages.document import thumbnails
 from losskernel.pages.map import Inputs, View, view, write_map
 from losskernel.pages.sources import read_kernel
@@ -219,7 +222,7 @@ def embed(
     regions = list(settings["regions"])
     maps, tables = {}, []
     for name in bar(names, "maps", unit="map"):
-        graph = nearest_neighbors(distances(sources.kernels[name]), near, exclude_labels=labels)
+        graph = neighbors_by_distance(distances(sources.kernels[name]), near, exclude_labels=labels)
         maps[name] = umap_embedding(*graph, seed=seed)
         if name == names[0]:
             orbit = umap_embedding(*graph, n_components=3, seed=seed)
@@ -229,7 +232,7 @@ def embed(
         if estimate is not None:
 
             def lifts(r: np.ndarray) -> Rows:
-                nearest, _ = nearest_neighbors(distances(r), near, exclude_labels=labels)
+                nearest, _ = neighbors_by_distance(distances(r), near, exclude_labels=labels)
                 found = region_lift(nearest, members, labels)
                 return {(region, None, near): x for region, x in zip(regions, found, strict=True)}
 
@@ -333,7 +336,7 @@ def _members(tree: Hierarchy, labels: np.ndarray, regions: dict) -> np.ndarray:
 
 
 def _plane_neighbors(points: np.ndarray, k: int, labels: np.ndarray) -> np.ndarray:
-    return nearest_neighbors(cdist(points, points), k, exclude_labels=labels)[0]
+    return neighbors_by_distance(cdist(points, points), k, exclude_labels=labels)[0]
 
 
 def _region_null(graph, members, labels, permutations: int, seed: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from losskernel.files import atomic_path
 from losskernel.gradients.linear_response import gram
 from losskernel.gradients.per_sample import Gradients
 from losskernel.kernel.control_variate import normalize
-from losskernel.kernel.maps import kernel_distances, nearest_neighbors
+from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.progress import bar
 from losskernel.semantics.lift import lift_by_k, mean_common_depth, shuffled_null
 from losskernel.semantics.wordnet import Hierarchy
@@ -126,7 +126,7 @@ def _rows(
     ks = settings["lift_neighbors"]
     eligible = len(labels) - np.bincount(labels).max()
     ks = [k for k in ks if k <= min(settings["neighbors"], eligible)]
-    graph, _ = nearest_neighbors(
+    graph, _ = neighbors_by_distance(
         kernel_distances(similarity), max(ks), exclude_labels=labels if removed else None
     )
     matrix, classes = (depth, labels) if removed else (depth[np.ix_(labels, labels)], None)

@@ -9,8 +9,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from losskernel.diagnostics.convergence import cka
-from losskernel.kernel.maps import kernel_distances, nearest_neighbors, umap_graph
+from losskernel.kernel.alignment import cka
+from losskernel.kernel.maps import umap_graph
+from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.semantics.clustering import agreement, spectral_clusters
 from losskernel.semantics.lift import (
     MirroredRanks,
@@ -112,11 +113,11 @@ class Measures:
     def graphs(self, similarity: np.ndarray) -> Graphs:
         """Neighbors and clusters by a similarity; at most half as many clusters as inputs."""
         near = self.graph_neighbors
-        nearest, apart = nearest_neighbors(
+        nearest, apart = neighbors_by_distance(
             distances(similarity), max(*self.ks, near), exclude_labels=self.labels
         )
         graph = umap_graph(nearest[:, :near], apart[:, :near])
-        opposed, _ = nearest_neighbors(
+        opposed, _ = neighbors_by_distance(
             similarity - similarity.min(), self._opposed_ks[-1], exclude_labels=self.labels
         )
         clusters = {

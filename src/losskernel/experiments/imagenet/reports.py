@@ -16,7 +16,7 @@ from losskernel.experiments.claims import measured, write_claims
 from losskernel.experiments.imagenet.kernels import ALONE, FEATURES, LIMIT, SAMPLED, Sources
 from losskernel.experiments.imagenet.measures import MEASURES, distances
 from losskernel.files import atomic_path
-from losskernel.kernel.maps import nearest_neighbors
+from losskernel.kernel.neighbors import neighbors_by_distance
 from losskernel.semantics.lift import mean_pair_depth
 from losskernel.semantics.wordnet import Hierarchy, lowest_common_hypernym
 
@@ -74,8 +74,8 @@ def neighbors(
         if similarity is None:
             continue
         graphs = {
-            "nearest": nearest_neighbors(distances(similarity), count, labels)[0],
-            "opposed": nearest_neighbors(similarity - similarity.min(), count, labels)[0],
+            "nearest": neighbors_by_distance(distances(similarity), count, labels)[0],
+            "opposed": neighbors_by_distance(similarity - similarity.min(), count, labels)[0],
         }
         for name in settings["named_classes"]:
             for i in np.flatnonzero(labels == tree.names.index(name))[:1]:

@@ -1,11 +1,8 @@
-"""Wrong labels: making them, finding them, scoring the finding, and suggesting the right ones.
+"""Wrong labels: making them, finding them and scoring the finding.
 
 The loss kernel's statistic is the self-covariance of an input's loss under its given label
-(:func:`losskernel.kernel.covariance.self_covariance`). Here are what it is measured with and
-against, and what a kernel says about the right label.
-
-A wrong label is memorized *against* the inputs that look alike: weights that raise the loss of
-those lower its own. So the inputs of most negative R, not the nearest ones, carry its right label.
+(:func:`losskernel.kernel.covariance.self_covariance`). Here is what it is measured with and
+against; what a kernel says about the right label is :func:`losskernel.kernel.neighbors.vote`.
 """
 
 from __future__ import annotations
@@ -17,8 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from losskernel.errors import ConfigError, DataError, TraceError
-from losskernel.kernel.covariance import correlation_blocks
+from losskernel.errors import ConfigError, DataError
 
 
 def flip_labels(
@@ -211,56 +207,3 @@ class SeveralLabels(nn.Module):
             )
         shown = self.inputs[of_inputs]
         return self.model(shown).repeat_interleave(self.labels_per_input, 0)
-
-
-def opposed_inputs(losses: ArrayLike, labels: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` inputs of another label with the most negative R, for each input.
-
-    Args:
-        losses: ``(chain, draw, input)`` or ``(draw, input)``.
-        labels: given labels, ``(input,)``.
-        k: how many.
-
-    Returns:
-        Indices and values of R, each ``(input, k)``, the most opposed first.
-
-    Raises:
-        TraceError: an input has fewer than ``k`` others of another label.
-    """
-    _, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    fewest = len(group) - int(sizes.max())
-    if not 1 <= k <= fewest:
-        raise TraceError(
-            f"k = {k} must be from 1 to {fewest}, the fewest inputs of another label than one's own"
-        )
-    indices, values = [], []
-    for rows, similarity in correlation_blocks(losses):
-        similarity[group[rows, None] == group[None]] = np.inf
-        order = np.argsort(similarity, axis=1, kind="stable")[:, :k]
-        indices.append(order)
-        values.append(np.take_along_axis(similarity, order, axis=1))
-    return np.concatenate(indices), np.concatenate(values)
-
-
-def vote(
-    indices: ArrayLike, weights: ArrayLike, labels: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
-    """The label with the largest weight among some inputs, for each input.
-
-    Args:
-        indices: which inputs vote, ``(input, k)``.
-        weights: of their votes, ``(input, k)``; those of 0 or less do not count.
-        labels: of all inputs, ``(input,)``.
-
-    Returns:
-        The chosen labels ``(input,)``, and their share of the weight in [0, 1], 0 where nobody
-        votes (the label is then the first of all). Of labels with equal weight the first is chosen.
-    """
-    names, group = np.unique(labels, return_inverse=True)
-    weights = np.maximum(np.asarray(weights, float), 0)
-    total = np.zeros((len(weights), len(names)))
-    voters = np.broadcast_to(np.arange(len(weights))[:, None], weights.shape)
-    np.add.at(total, (voters, group[np.asarray(indices)]), weights)
-    chosen, all_votes = total.argmax(axis=1), total.sum(axis=1)
-    share = np.divide(total.max(axis=1), all_votes, out=np.zeros(len(total)), where=all_votes > 0)
-    return names[chosen], share

@@ -29,11 +29,12 @@ from losskernel.data.images import imagenet_wnids
 from losskernel.data.tiny_imagenet import LabeledImages, load_tiny_imagenet
 from losskernel.errors import ConfigError
 from losskernel.experiments.mislabel import setup
-from losskernel.experiments.mislabel.labels import detection, flip_labels, opposed_inputs, vote
+from losskernel.experiments.mislabel.labels import detection, flip_labels
 from losskernel.experiments.mislabel.setup import Problem
 from losskernel.files import atomic_path, write_csv
 from losskernel.gradients.per_sample import gradient_norms
-from losskernel.kernel.covariance import nearest_neighbors, self_covariance
+from losskernel.kernel.covariance import self_covariance
+from losskernel.kernel.neighbors import nearest_neighbors, opposed_inputs, vote
 from losskernel.models.features import penultimate_features
 from losskernel.models.loader import Classifier, load_classifier
 from losskernel.progress import bar

@@ -26,7 +26,8 @@ from losskernel.experiments.mislabel.labels import (
     wrong_labels,
 )
 from losskernel.files import atomic_path, write_csv
-from losskernel.kernel.covariance import nearest_neighbors, self_covariance
+from losskernel.kernel.covariance import self_covariance
+from losskernel.kernel.neighbors import nearest_neighbors
 from losskernel.models.loader import load_classifier
 from losskernel.progress import bar
 from losskernel.sampling.inputs import fingerprint
