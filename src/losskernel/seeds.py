@@ -24,6 +24,7 @@ _PURPOSES = {
     "dropout": 6,
     "draw": 7,
     "sketch": 8,
+    "labels": 9,
 }
 
 

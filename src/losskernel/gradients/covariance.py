@@ -24,6 +24,9 @@ have correlation 1/2, and with ``G(w)`` the ``(input, parameter)`` matrix of gra
     c(1/2) = mean of (G(A) G(B)^T + G(B) G(A)^T) / 2
     c(0)   = (T T^T - sum_s U_s U_s^T) / (4 S^2 - 4 S),   U_s = G(A_s) + G(B_s),   T = sum_s U_s
     K      = (c(1) + 4 c(1/2) + c(0)) / (6 gamma).
+
+For any Gaussian ``N(w*, Sigma)`` the same holds with ``Sigma`` between the gradients in place of
+``1 / gamma``: see :mod:`losskernel.gradients.laplace`.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ from torch import Tensor, nn
 
 from losskernel.errors import ConfigError, DataError, LossKernelError, TraceError
 from losskernel.files import atomic_path, locked
+from losskernel.gradients.laplace import Laplace
+from losskernel.gradients.per_sample import Gradients
 from losskernel.gradients.sketch import DEFAULT_WIDTH, Fold, Nothing
 from losskernel.gradients.sources import GradientSource, make_source
 from losskernel.kernel.control_variate import normalize
@@ -67,7 +72,7 @@ class GradientCovariance:
     """The loss kernel as :func:`gradient_covariance` estimates it.
 
     Attributes:
-        gamma: localization of the probe, 1 / weight^2.
+        gamma, n_beta: of the probe.
         pairs: number of pairs of draws.
         kernel: K, ``(input, input)`` in units of the loss squared, float64.
         linear: ``c(0) / gamma``, the part of K that the mean gradients explain.
@@ -83,6 +88,7 @@ class GradientCovariance:
     """
 
     gamma: float
+    n_beta: float
     pairs: int
     kernel: np.ndarray
     linear: np.ndarray
@@ -160,6 +166,8 @@ def gradient_covariance(
     data: Data,
     *,
     gamma: float,
+    n_beta: float = 0.0,
+    fisher: Gradients | None = None,
     pairs: int = 20,
     loss: LossPerInput = cross_entropy,
     parameters: str | Sequence[str] = "trainable",
@@ -171,7 +179,7 @@ def gradient_covariance(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> GradientCovariance:
-    """The loss kernel under ``N(w*, I / gamma)`` from per-sample gradients at pairs of draws.
+    """The loss kernel of the Gaussian probe from per-sample gradients at pairs of draws.
 
     The right estimator where a loss is expensive, or the kernel near its linear limit: there plain
     draws see little but noise. Two gradients an input and pair. The model is copied and the copy
@@ -182,6 +190,11 @@ def gradient_covariance(
         data: ``(inputs, targets)`` tensors or a map-style data set of such pairs.
         gamma: localization, 1 / weight^2. Under one seed all gammas share their normal draws; A of
             pair s is at draw s of chain 0 of :func:`losskernel.sample_losses`.
+        n_beta: weight of the mean loss. Above 0 the probe is the Laplace approximation of the
+            tempered posterior, ``N(w*, (gamma I + n_beta F)^-1)``; that one is good where the mean
+            loss is quadratic, and no further.
+        fisher: gradients whose mean product is F, see :mod:`losskernel.gradients.laplace` for which
+            labels they should have.
         pairs: of draws, 4 or more.
         loss: ``loss(output, target)`` returning one value per input, differentiable.
         parameters: which are perturbed; see
@@ -213,6 +226,13 @@ def gradient_covariance(
         raise ConfigError(f"pairs = {pairs} must be at least 4: each half needs two")
     if groups < 4 or groups % 2:
         raise ConfigError(f"groups = {groups} must be an even number of at least 4")
+    if not (math.isfinite(n_beta) and n_beta >= 0):
+        raise ConfigError(f"n_beta = {n_beta} must be a finite number of at least 0")
+    if (n_beta > 0) != (fisher is not None):
+        raise ConfigError(
+            f"n_beta = {n_beta} and fisher belong together: gradients of the training data "
+            "(per_sample_gradients) make the Fisher matrix of n_beta > 0"
+        )
     if seed < 0:
         raise ConfigError(f"seed = {seed} must be at least 0")
     inputs = Inputs(data, device)
@@ -239,7 +259,16 @@ def gradient_covariance(
             "block": block,
             "device": torch.device(device).type,
         }
-        run = _Run(source, inputs, fold, gamma, seed, block)
+        if fisher is not None:
+            for name, here in (("weights", "weights_sha256"), ("loss", "loss")):
+                stored = getattr(fisher, here) or loss_fingerprint(cross_entropy)
+                if stored != settings[here]:
+                    raise TraceError(
+                        f"{fisher.folder}: gradients of other {name}; compute them for this model"
+                    )
+            settings |= {"n_beta": n_beta, "fisher": [fisher.inputs_sha256, len(fisher)]}
+        laplace = None if fisher is None else Laplace(fisher, gamma, n_beta, progress)
+        run = _Run(source, inputs, fold, gamma, seed, block, laplace)
         record = _Record(folder, settings, fold.width)
         stack.enter_context(record.lock)
         record.prepare(run)
@@ -252,7 +281,7 @@ def gradient_covariance(
             for which in range(2):
                 run.draw(record, which, shown)
             record.finish_pair(run, time.perf_counter() - started)
-        return _estimate(record, pairs, gamma, source.kind, run, progress)
+        return _estimate(record, pairs, (gamma, n_beta), source.kind, run, progress)
 
 
 class _Run:
@@ -266,10 +295,12 @@ class _Run:
         gamma: float,
         seed: int,
         block: int,
+        laplace: Laplace | None = None,
     ):
+        self._laplace = laplace
+        self._spread = None if laplace is None else laplace.folded(source.layout, fold)
         self.source, self.inputs, self.fold = source, inputs, fold
         self._gamma, self._seed, self._block = gamma, seed, block
-        self._at: tuple[int, int] | None = None
 
     def weights(self, pair: int, which: int) -> Tensor:
         """A (``which`` 0) or B (1) of a pair, ``(parameter,)``."""
@@ -280,6 +311,8 @@ class _Run:
             second = torch.empty_like(center)
             fill_draw(second, generator, self._seed, 1, pair)
             noise = noise / 2 + math.sqrt(3 / 4) * second
+        if self._laplace is not None:
+            return center + self._laplace.displacement(noise)
         return center + noise / math.sqrt(self._gamma)
 
     def block(self, weights: Tensor, first: int, fold: Fold | Nothing) -> tuple[Tensor, Tensor]:
@@ -287,7 +320,9 @@ class _Run:
         part = np.arange(first, min(first + self._block, len(self.inputs)))
         out = torch.zeros(len(part), fold.width, device=weights.device)
         losses = self.source.block(weights, *self.inputs.take(part), fold, out)
-        return losses.float().cpu(), out.cpu()
+        if self._spread is not None and fold.width:
+            out = self._spread(out)
+        return losses.cpu(), out.cpu()
 
     def draw(self, record: _Record, which: int, shown) -> None:
         """Gradients of all inputs at one draw, from where the record ends."""
@@ -496,13 +531,14 @@ class _Record:
 
 
 def _estimate(
-    record: _Record, pairs: int, gamma: float, engine: str, run: _Run, progress: bool
+    record: _Record, pairs: int, probe: tuple[float, float], engine: str, run: _Run, progress: bool
 ) -> GradientCovariance:
     """The kernel of all pairs, of all but a group, and of the halves."""
     if len(record.pairs) > pairs:
         raise TraceError(
             f"{record.folder}: holds {len(record.pairs)} pairs, more than {pairs}; ask for as many"
         )
+    gamma, n_beta = probe
     inputs, count = record.inputs, min(record.groups, pairs)
     shape = (count, inputs, inputs)
     own, crossed = np.zeros(shape), np.zeros(shape)
@@ -548,6 +584,7 @@ def _estimate(
     halves = [parts_of(groups[0::2], half_half)[0], parts_of(groups[1::2], rest)[0]]
     return GradientCovariance(
         gamma=gamma,
+        n_beta=n_beta,
         pairs=pairs,
         kernel=kernel,
         linear=linear,
