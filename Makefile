@@ -7,13 +7,22 @@ READY := .venv/.ready
 # Rules call the command line by its name, whether or not the environment is active.
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m
 
-.PHONY: all test bench lint env clean help
+.PHONY: all test verify bench lint env clean help
 
 all: $(READY) ## build the environment if needed, then every result and figure
 	$(RUN) snakemake --workflow-profile workflow/profiles/default --cores all all
 
 test: $(READY) ## build the environment if needed, then run the tests
 	$(RUN) pytest
+
+# A folder of its own for all that a run writes: tracked results and figures stay.
+VERIFY := results/verify
+
+verify: $(READY) ## run the default workflow beside the tracked results, and compare row by row
+	$(RUN) snakemake --workflow-profile workflow/profiles/default --cores all all \
+	    --config results=$(VERIFY) figures=$(VERIFY)/figures compare=$(VERIFY)/compare.csv
+	$(RUN) losskernel.cli workflow comparison verify --tracked results/compare.csv \
+	    --found $(VERIFY)/compare.csv --output $(VERIFY)/agreement.csv
 
 bench: $(READY) ## measure speed and memory against peers and floors; wants an idle machine
 	$(RUN) benchmarks

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from losskernel.experiments.claims import BY_ID, CLAIMS, measured, prose, verdict, write_claims
-from losskernel.experiments.comparison import MARKERS, pages, table
+from losskernel.errors import DataError
+from losskernel.experiments.comparison import MARKERS, pages, table, verify
 
 
 def test_ids_are_unique_and_the_readme_shows_six():
@@ -54,3 +55,36 @@ def test_what_nothing_measured_is_not_tested_and_both_pages_show_it(tmp_path):
     assert "`mislabel.auc`" in short and "memorized" not in short
     assert "memorized_digits" in full and "*Beside it*: loss 0.99." in full
     assert short.startswith("before\n") and short.endswith("\nafter")
+
+
+def compared(path, **rows):
+    """A comparison with these estimates and spreads by id."""
+    table = [{"id": name, "reproduced": a, "spread": b} for name, (a, b) in rows.items()]
+    pd.DataFrame(table).to_csv(path, index=False)
+    return path
+
+
+def test_a_run_within_the_spreads_agrees_with_the_tracked_table(tmp_path, capsys):
+    tracked = compared(tmp_path / "a.csv", auc=(0.9, 0.03), fact=(1000, None), nothing=(None, None))
+    found = compared(tmp_path / "b.csv", auc=(0.8, 0.04), fact=(1000.05, None), nothing=(None, None))
+    verify(tracked, found, tmp_path / "out.csv")
+    out = pd.read_csv(tmp_path / "out.csv").set_index("id")
+    assert out.agrees.all()
+    assert out.allowed.auc == pytest.approx(0.1)  # twice the hypotenuse of 0.03 and 0.04
+    assert "0.8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"auc": (0.79, 0.04)}, {"fact": (1001, None)}, {"auc": (None, None)}, {"more": (1, 1)}],
+    ids=["beyond the spreads", "another fact", "not computed", "a row too many"],
+)
+def test_a_row_that_differs_is_named(tmp_path, row):
+    rows = {"auc": (0.9, 0.03), "fact": (1000, None)}
+    tracked = compared(tmp_path / "a.csv", **rows)
+    found = compared(tmp_path / "b.csv", **rows | row)
+    name = next(iter(row))
+    with pytest.raises(DataError, match=rf"1 of \d rows differ .*\({name}\)"):
+        verify(tracked, found, tmp_path / "out.csv")
+    out = pd.read_csv(tmp_path / "out.csv").set_index("id")
+    assert list(out.index[~out.agrees]) == [name]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from losskernel.diagnostics.judge import ERRORS
 from losskernel.errors import DataError
 from losskernel.experiments.claims import BY_ID, CLAIMS, measured, prose
-from losskernel.files import atomic_path
+from losskernel.files import atomic_path, write_csv
 
 COLUMNS = (
     "id",
@@ -53,13 +55,48 @@ def pages(table: Path, output: Path, output_results: Path) -> None:
     """
     rows = pd.read_csv(table, dtype={"section": str})
     headline = rows[[BY_ID[name].headline for name in rows.id]]
-    _replace(output, _table(headline))
+    _replace(output, _table(headline, "docs/results.md"))
     details = [""]
     for row in rows.itertuples():
         said = [f"*Setting*: {row.setting}."] if isinstance(row.setting, str) else []
         said += [f"*Beside it*: {row.beside}."] if isinstance(row.beside, str) else []
         details.append(f"- `{row.id}`: {' '.join(said)}".rstrip(": "))
     _replace(output_results, "\n".join([_table(rows), *details]))
+
+
+def verify(tracked: Path, found: Path, output: Path) -> None:
+    """Write and print, row by row, whether another run's numbers are those of the tracked table.
+
+    Two estimates with standard errors s and t of the same quantity differ by less than ``2 sqrt(s^2
+    + t^2)`` with a probability of 95 %. Numbers without an error must agree to a part in 10,000.
+
+    Args:
+        tracked, found: the comparisons of the repository and of the other run.
+        output: the table (.csv).
+
+    Raises:
+        DataError: a row differs or is missing; the table is written all the same.
+    """
+    pairs = pd.merge(
+        *(pd.read_csv(path)[["id", "reproduced", "spread"]] for path in (tracked, found)),
+        on="id",
+        how="outer",
+        suffixes=("_tracked", "_found"),
+        indicator="listed",
+    )
+    first, second = pairs.reproduced_tracked, pairs.reproduced_found
+    error = np.hypot(pairs.spread_tracked, pairs.spread_found)
+    pairs["allowed"] = (ERRORS * error).fillna(1e-4 * first.abs())
+    same = ((first - second).abs() <= pairs.allowed) | (first.isna() & second.isna())
+    pairs["agrees"] = same & (pairs.pop("listed") == "both")
+    write_csv(pairs, output)
+    print(pairs.to_string(index=False, float_format="%.4g", na_rep=""))
+    differ = pairs.id[~pairs.agrees]
+    if len(differ):
+        raise DataError(
+            f"{found}: {len(differ)} of {len(pairs)} rows differ from {tracked} by more than chance "
+            f"explains ({', '.join(differ)}); see docs/reproducibility.md"
+        )
 
 
 def _replace(page: Path, text: str) -> None:
@@ -72,7 +109,9 @@ def _replace(page: Path, text: str) -> None:
         temporary.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}")
 
 
-def _table(rows: pd.DataFrame) -> str:
+def _table(rows: pd.DataFrame, page: str = "") -> str:
+    """The rows for a reader; each links to the section of its experiment, on that page."""
+
     def cell(value, spread=None) -> str:
         if pd.isna(value):
             return ""
@@ -83,5 +122,6 @@ def _table(rows: pd.DataFrame) -> str:
     for row in rows.itertuples():
         cells = (row.quantity, cell(row.reported), cell(row.reproduced, row.spread), row.verdict)
         told = " | ".join(str(value).replace("|", r"\|") for value in cells)
-        lines.append(f"| `{row.id}` | {told} |")
+        section = row.id.partition(".")[0]
+        lines.append(f"| [`{row.id}`]({page}#{section}) | {told} |")
     return "\n".join(lines)
