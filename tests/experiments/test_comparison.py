@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from losskernel.experiments.claims import BY_ID, CLAIMS, measured, prose, verdict, write_claims
 from losskernel.errors import DataError
+from losskernel.experiments.claims import BY_ID, CLAIMS, measured, prose, verdict, write_claims
 from losskernel.experiments.comparison import MARKERS, pages, table, verify
 
 
@@ -65,8 +65,8 @@ def compared(path, **rows):
 
 
 def test_a_run_within_the_spreads_agrees_with_the_tracked_table(tmp_path, capsys):
-    tracked = compared(tmp_path / "a.csv", auc=(0.9, 0.03), fact=(1000, None), nothing=(None, None))
-    found = compared(tmp_path / "b.csv", auc=(0.8, 0.04), fact=(1000.05, None), nothing=(None, None))
+    tracked = compared(tmp_path / "a.csv", auc=(0.9, 0.03), fact=(1000, None), none=(None, None))
+    found = compared(tmp_path / "b.csv", auc=(0.8, 0.04), fact=(1000.05, None), none=(None, None))
     verify(tracked, found, tmp_path / "out.csv")
     out = pd.read_csv(tmp_path / "out.csv").set_index("id")
     assert out.agrees.all()

@@ -94,8 +94,8 @@ def verify(tracked: Path, found: Path, output: Path) -> None:
     differ = pairs.id[~pairs.agrees]
     if len(differ):
         raise DataError(
-            f"{found}: {len(differ)} of {len(pairs)} rows differ from {tracked} by more than chance "
-            f"explains ({', '.join(differ)}); see docs/reproducibility.md"
+            f"{found}: {len(differ)} of {len(pairs)} rows differ from {tracked} by more than "
+            f"chance explains ({', '.join(differ)}); see docs/reproducibility.md"
         )
 
 
