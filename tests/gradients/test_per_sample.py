@@ -220,9 +220,9 @@ def test_bad_input_is_told_in_one_line(tmp_path, full_disk):
     with pytest.raises(TraceError, match="nowhere: holds no gradients; compute"):
         Gradients.load(tmp_path / "nowhere")
     x[3] = torch.inf
-    with pytest.raises(DataError, match="gradient of input 3 is not finite; check"):
+    with pytest.raises(DataError, match="input 3 holds NaN or an infinite number; mend"):
         compute(model, (x, y), tmp_path / "infinite", engine="sequential")
-    with pytest.raises(DataError, match="gradient of input 3 is not finite; check"):
+    with pytest.raises(DataError, match="input 3 holds NaN or an infinite number; mend"):
         compute(model, (x, y), tmp_path / "infinite at once", engine="batched")
     (tmp_path / "damaged").mkdir()
     for text in ("{", '{"names": []}', "[]"):

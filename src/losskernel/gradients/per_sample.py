@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from losskernel.errors import ConfigError, DataError, LossKernelError, TraceError
 from losskernel.files import atomic_path, locked
 from losskernel.progress import bar
+from losskernel.sampling.checks import check_losses
 from losskernel.sampling.engines import SMALL, BatchedEngine, Engine, LossPerInput, make_engine
 from losskernel.sampling.fingerprints import loss_fingerprint
 from losskernel.sampling.inputs import Inputs, state_fingerprint
@@ -196,7 +197,8 @@ def per_sample_gradients(
 
     Raises:
         ConfigError: the type is unknown or ``parameters`` selects nothing.
-        DataError: the data are empty, the loss has the wrong shape or a gradient is not finite.
+        DataError: the data are empty, a gradient is not finite, or the losses fail
+            :func:`losskernel.sampling.checks.check_losses`.
         TraceError: the folder holds gradients of another model, of other inputs or of another loss,
             or another process writes to it.
         LossKernelError: the folder cannot be written to.
@@ -207,6 +209,7 @@ def per_sample_gradients(
     names = select_parameters(model, parameters)
     example = inputs.take(np.arange(1))
     runner = make_engine(engine, model, loss, names, example, device, small=SMALL)
+    check_losses(runner, inputs, loss is cross_entropy)
     index = {
         "names": names,
         "shapes": [list(shape) for shape in runner.layout.shapes],
@@ -265,6 +268,7 @@ def gradient_norms(
     names = select_parameters(model, parameters)
     example = inputs.take(np.arange(1))
     runner = make_engine(engine, model, loss, names, example, device, small=SMALL)
+    check_losses(runner, inputs, loss is cross_entropy)
     blocks = [_norms(values).cpu().numpy() for values in _gradients(runner, inputs, 0)]
     return np.concatenate(blocks)
 

@@ -35,12 +35,20 @@ class Engine(Protocol):
     center: Tensor  # (parameters,): the trained weights
     kind: str  # its name for make_engine
     together: bool  # whether it evaluates several chains in less time than one after the other
+    model: nn.Module  # the copy that it evaluates
+    eval_precision: str
 
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         """Gradients of the chains' mean batch losses, ``(chain, parameter)``, and the losses."""
 
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
         """Loss of every input at every chain's weights, ``(chain, input)`` float32 on the CPU."""
+
+    def example_losses(self, weights: Tensor, x: Any, y: Any) -> Tensor:
+        """Losses of some inputs, ``(chain, input)``, by code that is not compiled."""
+
+    def output(self, x: Any) -> Any:
+        """What the model makes of some inputs."""
 
 
 def _frozen_copy(model: nn.Module, device: torch.device | str) -> nn.Module:
@@ -155,14 +163,14 @@ class BatchedEngine:
         precision: str = "float32",
         eval_precision: str | None = None,
     ):
-        self._precision, self._eval_precision = precision, eval_precision or precision
-        self._model = _cast(_frozen_copy(model, device), torch.float32)
-        self.layout = FlatLayout(self._model, names)
-        self.center = self.layout.flatten(dict(self._model.named_parameters()))
+        self._precision, self.eval_precision = precision, eval_precision or precision
+        self.model = _cast(_frozen_copy(model, device), torch.float32)
+        self.layout = FlatLayout(self.model, names)
+        self.center = self.layout.flatten(dict(self.model.named_parameters()))
 
         def losses(flat: Tensor, x: Any, y: Any) -> Tensor:
             def call(x: Any) -> Any:
-                return functional_call(self._model, self.layout.views(flat), (x,))
+                return functional_call(self.model, self.layout.views(flat), (x,))
 
             return _input_losses(call, loss, torch.float32, x, y)
 
@@ -192,12 +200,15 @@ class BatchedEngine:
             return self._input_gradients(self.center, *map_tensors(torch.clone, (x, y)))
 
     def example_losses(self, weights: Tensor, x: Any, y: Any) -> Tensor:
-        """Losses of some inputs, ``(chain, input)``, not compiled, to try what can be batched."""
-        return self._eager_losses(weights, *map_tensors(torch.clone, (x, y)))
+        with tensor_cores(self.eval_precision):
+            return self._eager_losses(weights, *map_tensors(torch.clone, (x, y)))
+
+    def output(self, x: Any) -> Any:
+        return self.model(map_tensors(lambda tensor: _real(tensor, torch.float32), x))
 
     @torch.inference_mode()
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
-        with tensor_cores(self._eval_precision):
+        with tensor_cores(self.eval_precision):
             blocks = [self._losses(weights, x, y).clone() for x, y in inputs.blocks(block)]
         return torch.cat(blocks, 1).cpu()
 
@@ -257,22 +268,23 @@ class SequentialEngine:
         evaluation: Callable = torch.inference_mode,
     ):
         self._evaluation = evaluation
-        self._precision, self._eval_precision = precision, eval_precision or precision
-        for name in ("precision", "eval_precision"):
-            value = getattr(self, f"_{name}")
+        self._precision, self.eval_precision = precision, eval_precision or precision
+        chosen = {"precision": precision, "eval_precision": self.eval_precision}
+        for name, value in chosen.items():
             if value not in PRECISIONS:
                 raise ConfigError(f"{name}: '{value}' is not one of {', '.join(PRECISIONS)}")
         self._loss = loss
         frozen = _frozen_copy(model, device)
         self.layout = FlatLayout(frozen, names)
         self.center = self.layout.flatten(dict(frozen.named_parameters()))
-        dtype, eval_dtype = PRECISIONS[self._precision], PRECISIONS[self._eval_precision]
+        dtype, eval_dtype = PRECISIONS[self._precision], PRECISIONS[self.eval_precision]
         spare = None if eval_dtype == dtype else copy.deepcopy(frozen)
         self._differentiated = _Replica(frozen, names, dtype)
         self._evaluated = (
             self._differentiated if spare is None else _Replica(spare, names, eval_dtype)
         )
-        self._evaluate, self._differentiate = self._evaluated.model, self._differentiated.model
+        self.model = self._evaluated.model
+        self._evaluate, self._differentiate = self.model, self._differentiated.model
         if compiled:
             self._evaluate = _compile(self._evaluate, device, self.layout.size)
             if torch.device(device).type == "cuda":
@@ -300,6 +312,8 @@ class SequentialEngine:
             with tensor_cores(self._precision):
                 value = _input_losses(self._differentiate, self._loss, dtype, x, y).mean()
                 # What the output does not depend on has gradient 0, as in the other engine.
+                if not value.requires_grad:
+                    value = value + 0 * parameters[0].sum()
                 grads = torch.autograd.grad(value, parameters, materialize_grads=True)
             dense = [part.to_dense() if part.is_sparse else part for part in grads]
             torch._foreach_copy_(self._pieces(gradient[row]), dense)
@@ -308,18 +322,26 @@ class SequentialEngine:
 
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
         return torch.stack(
-            [torch.cat([self._at(row, x, y) for x, y in inputs.blocks(block)]) for row in weights]
+            [
+                torch.cat([self._at(row, x, y, self._evaluate) for x, y in inputs.blocks(block)])
+                for row in weights
+            ]
         ).cpu()
 
     def example_losses(self, weights: Tensor, x: Any, y: Any) -> Tensor:
-        """Losses of some inputs, ``(chain, input)``."""
-        return torch.stack([self._at(row, *map_tensors(torch.clone, (x, y))) for row in weights])
+        batch = x, y
+        return torch.stack(
+            [self._at(row, *map_tensors(torch.clone, batch), self.model) for row in weights]
+        )
 
-    def _at(self, row: Tensor, x: Any, y: Any) -> Tensor:
-        with tensor_cores(self._eval_precision), self._evaluation():
+    def output(self, x: Any) -> Any:
+        with tensor_cores(self.eval_precision), self._evaluation():
+            return self.model(map_tensors(lambda tensor: _real(tensor, self._evaluated.dtype), x))
+
+    def _at(self, row: Tensor, x: Any, y: Any, model: Callable) -> Tensor:
+        with tensor_cores(self.eval_precision), self._evaluation():
             self._evaluated.move_to(self._pieces(row))
-            dtype = self._evaluated.dtype
-            return _input_losses(self._evaluate, self._loss, dtype, x, y).detach()
+            return _input_losses(model, self._loss, self._evaluated.dtype, x, y).detach()
 
 
 def make_engine(

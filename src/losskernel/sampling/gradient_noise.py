@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from losskernel.sampling.checks import check_losses
 from losskernel.sampling.engines import LossPerInput, make_engine
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.parameters import select_parameters
@@ -61,6 +62,7 @@ def gradient_noise(
         pairs: differences measured, at least 2; each costs two gradients and the memory of one.
 
     Raises:
+        DataError: as for :func:`losskernel.sampling.sample.sample_losses`.
         ConfigError: ``pairs`` is below 2, or ``parameters`` selects nothing.
     """
     data = Inputs(data, device)
@@ -68,6 +70,7 @@ def gradient_noise(
     runner = make_engine(
         engine, model, loss, names, data.take(np.arange(min(2, len(data)))), device
     )
+    check_losses(runner, data, loss is cross_entropy)
     weights = perturbed(runner.center, probe.gamma, seed) if probe.gamma else runner.center
     total, squares = noise_moments(runner, data, weights, batch_size, pairs, seed)
     factor = probe.step_size * probe.n_beta**2 / 4

@@ -64,6 +64,26 @@ class Inputs:
         """Whether reading is slicing a tensor, which several threads may do at once."""
         return self._tensors is not None
 
+    @property
+    def targets(self) -> Tensor:
+        """All targets; of data in memory."""
+        return self._tensors[1]
+
+    def check_finite(self, numbers: Sequence[int] | None = None) -> None:
+        """Refuse data in memory that hold NaN or an infinite number; see also :meth:`fingerprint`.
+
+        Args:
+            numbers: of the inputs where they were taken from, for the message.
+
+        Raises:
+            DataError: naming the first such input.
+        """
+        for kind, part in zip(("input", "target"), self._tensors or (), strict=False):
+            finite = torch.isfinite(part).flatten(1).all(1) if part.ndim > 1 else part.isfinite()
+            if not finite.all():
+                place = int(torch.argmin(finite.int()))
+                raise _not_finite(kind, place if numbers is None else numbers[place])
+
     def take(self, indices: np.ndarray) -> tuple[Any, Any]:
         """Inputs and targets at ``indices``, on the device."""
         if self._tensors is not None:
@@ -90,6 +110,8 @@ class Inputs:
     def fingerprint(self, targets_only: bool = False) -> str:
         """SHA-256 over all inputs and targets in order, however many are read at once.
 
+        Raises a DataError where an input or a target is not finite.
+
         Args:
             targets_only: the targets of at most 256 evenly spaced pairs: of a data set that is too
                 large to read, and whose inputs may be augmented at random.
@@ -98,13 +120,19 @@ class Inputs:
             chosen = np.unique(np.linspace(0, len(self) - 1, 256).round().astype(int))
             found = [leaf for i in chosen for leaf in leaves(self.take([i])[1])]
             return fingerprint([len(self), *found])
-        return fingerprint(
-            leaf
-            for block in self.blocks(64)
-            for pair in zip(*map(_rows, block), strict=True)
-            for part in pair
-            for leaf in leaves(part)
-        )
+        return fingerprint(self._leaves_checked())
+
+    def _leaves_checked(self) -> Iterator[Any]:
+        pairs = (pair for block in self.blocks(64) for pair in zip(*map(_rows, block), strict=True))
+        for number, pair in enumerate(pairs):
+            for kind, part in zip(("input", "target"), pair, strict=True):
+                for leaf in leaves(part):
+                    # Infinity is as it should be in a mask beside an input.
+                    if isinstance(leaf, Tensor) and (
+                        leaf.isnan().any() or (leaf is part and leaf.isinf().any())
+                    ):
+                        raise _not_finite(kind, number)
+                    yield leaf
 
     def _send(self, batch: Sequence) -> tuple[Any, Any]:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
@@ -113,6 +141,12 @@ class Inputs:
 
     def _sent(self, part: Any) -> Any:
         return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), part)
+
+
+def _not_finite(kind: str, number: int) -> DataError:
+    return DataError(
+        f"data: {kind} {number} holds NaN or an infinite number; mend it or leave it out"
+    )
 
 
 def map_tensors(function: Callable, *parts: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from losskernel.errors import ConfigError
+from losskernel.sampling.checks import check_losses
 from losskernel.sampling.engines import LossPerInput, make_engine
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.parameters import select_parameters
@@ -106,6 +107,7 @@ def propose_probe(
         chains: short chains, at least 2.
 
     Raises:
+        DataError: as for :func:`losskernel.sampling.sample.sample_losses`.
         ConfigError: the target is not above 0, a count is below 2, ``n_beta`` is out of range, or
             no gamma gives the rise.
     """
@@ -116,12 +118,15 @@ def propose_probe(
         raise ConfigError(f"pilot: n_beta = {n_beta} must be a finite number >= 0")
     source = Inputs(data if probe_data is None else probe_data, device)
     count = min(most_inputs, len(source))
-    chosen = numpy_generator(seed, "order").choice(len(source), count, replace=False)
-    shown = source.take(np.sort(chosen))
+    rng = numpy_generator(seed, "order")
+    chosen = np.sort(rng.choice(len(source), count, replace=False))
+    shown = source.take(chosen)
     inputs = Inputs(shown, device)
     names = select_parameters(model, parameters)
     example = inputs.take(np.arange(min(2, count)))
     runner = make_engine(engine, model, loss, names, example, device)
+    inputs.check_finite(chosen)
+    check_losses(runner, source, loss is cross_entropy)
     initial = float(runner.losses(runner.center[None], inputs, eval_batch_size).double().mean())
     target = relative_rise * initial if rise is None else rise
     if not (math.isfinite(target) and target > 0):

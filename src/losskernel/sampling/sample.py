@@ -17,6 +17,7 @@ from tqdm import tqdm
 from losskernel.errors import ConfigError, DataError
 from losskernel.progress import bar
 from losskernel.sampling.chains import Chains, DivergenceError, Lane
+from losskernel.sampling.checks import check_data, check_losses
 from losskernel.sampling.draws import Draws, draws_at_once, has_convolutions
 from losskernel.sampling.engines import (
     SMALL,
@@ -48,13 +49,44 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     1e-6 of themselves, and with them what they have in common.
 
     Args:
-        output: logits.
+        output: logits; -inf for a class that is not legal.
         target: class of each input, or class probabilities, ``(batch, class)``.
+
+    Raises:
+        DataError: the output is no matrix of logits, or the targets are neither of the two.
     """
+    if not isinstance(output, Tensor):
+        raise DataError(
+            f"loss: the model returns a {type(output).__name__}, and the default loss needs the "
+            "logits alone; pass loss=lambda output, target: ..., which picks them"
+        )
+    shapes = f"outputs of shape {tuple(output.shape)} and targets of shape {tuple(target.shape)}"
+    if output.ndim < 2 or output.shape[1] == 1:
+        raise DataError(
+            f"loss: {shapes}; the default, cross-entropy, needs an output for each of at least 2 "
+            "classes: pass loss= of a regression or of a yes-or-no answer"
+        )
     if target.is_floating_point():
+        if target.shape != output.shape:
+            raise DataError(
+                f"targets: floating-point, and no class probabilities ({shapes}); give integer "
+                "labels, or pass loss= of a regression"
+            )
         return torch.nn.functional.cross_entropy(output, target, reduction="none")
+    if target.shape != output.shape[:1] + output.shape[2:]:
+        raise DataError(f"targets: {shapes}; give one integer label an input, of shape (batch,)")
     at = target.long()[:, None]
-    others = (output - output.gather(1, at)).scatter(1, at, -torch.inf)
+    # The smallest number in place of -inf, whose logsumexp alone has no gradient.
+    lowest = torch.finfo(output.dtype).min
+    try:
+        others = (output - output.gather(1, at)).clamp(min=lowest).scatter(1, at, lowest)
+    except (RuntimeError, IndexError) as error:
+        if "out of bounds" not in str(error):
+            raise
+        raise DataError(
+            f"targets: a label is not one of 0 to {output.shape[1] - 1}, the model's outputs; "
+            "number the classes from 0 on, and leave out inputs without a label, such as -100"
+        ) from error
     return torch.nn.functional.softplus(others.logsumexp(1))
 
 
@@ -150,7 +182,8 @@ def sample_losses(
             ``parameters`` selects nothing, displacements are to be kept without a journal, there
             are to be several workers on a GPU, or TF32 for gradients or losses alone on several;
             independent draws are given a burn-in or steps; ``input_coords`` cannot be saved.
-        DataError: the data are empty or missing, or the loss has the wrong shape.
+        DataError: the data are empty or missing, the loss has the wrong shape, or the losses fail
+            :func:`losskernel.sampling.checks.check_losses`.
         TraceError: the journal belongs to a run with other settings.
         DivergenceError: every chain diverged, or a loss of an independent draw is not finite.
     """
@@ -196,6 +229,11 @@ def sample_losses(
         )
         probe_inputs, first = lanes[0].probe_inputs, lanes[0].engine
         input_coords = checked_coords(input_coords, len(probe_inputs))
+        inputs_sha256 = probe_inputs.fingerprint()
+        default_loss = loss is cross_entropy
+        check_losses(first, probe_inputs, default_loss)
+        if probe_data is not None:
+            check_data(first, lanes[0].data, default_loss)
         kept = first.layout.size if displacements else 0
         sampler: Draws | Chains
         if probe.direct:
@@ -234,7 +272,7 @@ def sample_losses(
             "parameters": settings_attribute({"names": names}),
             "parameters_layout": layout_fingerprint(first.layout.shapes, first.layout.strides),
             "weights_sha256": state_fingerprint(model),
-            "inputs_sha256": probe_inputs.fingerprint(),
+            "inputs_sha256": inputs_sha256,
             **of_sampler,
             "seed": seed,
             "chain_ids": settings_attribute({"ids": chain_ids}),
