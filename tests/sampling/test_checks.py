@@ -9,8 +9,13 @@ from torch.utils.data import Dataset, TensorDataset
 
 from losskernel import Probe, propose_probe, sample_losses
 from losskernel.errors import ConfigError, DataError
+from losskernel.gradients.covariance import gradient_covariance
 from losskernel.gradients.per_sample import gradient_norms, per_sample_gradients
+from losskernel.sampling.checks import check_losses
+from losskernel.sampling.engines import SequentialEngine
 from losskernel.sampling.gradient_noise import gradient_noise
+from losskernel.sampling.inputs import Inputs
+from losskernel.sampling.parameters import select_parameters
 from losskernel.sampling.sample import cross_entropy
 
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
@@ -31,12 +36,14 @@ def sample(model, data=(X, Y), probe=PROBE, **changes):
 
 def every_function(folder):
     """All that computes with losses, as functions of a model, data and options."""
+    pairs = {"gamma": 50, "pairs": 4, "groups": 4, "progress": False}
     return [
         lambda *args, **options: sample(*args, **options),
         lambda *args, **options: propose_probe(*args, 20, **options),
         lambda *args, **options: gradient_noise(*args, PROBE, 5, **options),
         lambda *args, **options: gradient_norms(*args, **options),
         lambda *args, **options: per_sample_gradients(*args, folder, progress=False, **options),
+        lambda *args, **options: gradient_covariance(*args, **pairs | options),
     ]
 
 
@@ -176,7 +183,7 @@ def test_what_is_no_fault_passes():
     # Errors counted, which have no gradient: a loss for the Gaussian probe.
     wrong = sample(
         network(),
-        probe=Probe(0, 1, 0.1),
+        probe=Probe(gamma=1),
         loss=lambda output, y: (output.argmax(1) != y).float(),
         engine="sequential",
     )
@@ -191,11 +198,11 @@ def test_the_check_is_a_handful_of_forward_passes():
             sizes.append(len(x))
             return x
 
-    model = network(Counting())
     many = X.repeat(100, 1), Y.repeat(100)
-    sample(model, many, probe=Probe(0, 50, 1e-3), draws=1, chains=1, engine="sequential")
-    evaluated = 2 * len(many[0])  # at the trained weights, and one draw
-    assert sum(sizes) - evaluated <= 50
+    model = network(Counting())
+    engine = SequentialEngine(model, cross_entropy, select_parameters(model))
+    check_losses(engine, Inputs(many), True)
+    assert sum(sizes) <= 50
 
 
 NAN, INFINITE = X.clone(), X.clone()
@@ -207,8 +214,8 @@ NAN[7, 2], INFINITE[13, 0] = torch.nan, torch.inf
 def test_an_input_that_is_not_finite_is_named(tmp_path, x, number, wrap):
     message = f"^data: input {number} holds NaN or an infinite number"
     model = nn.Sequential(nn.Tanh(), network())  # to which infinity is 1
-    sampled, pilot, noise, norms, kept = every_function(tmp_path)
-    for function in (sampled, pilot, kept) if wrap is TensorDataset else every_function(tmp_path):
+    sampled, pilot, noise, norms, *kept = every_function(tmp_path)
+    for function in (sampled, pilot, *kept) if wrap is TensorDataset else every_function(tmp_path):
         with pytest.raises(DataError, match=message):
             function(model, wrap(x, Y))
     with pytest.raises(DataError, match=message):

@@ -54,7 +54,8 @@ from losskernel.gradients.sketch import DEFAULT_WIDTH, Fold, Nothing
 from losskernel.gradients.sources import GradientSource, make_source
 from losskernel.kernel.control_variate import normalize
 from losskernel.progress import bar
-from losskernel.sampling.engines import LossPerInput
+from losskernel.sampling.checks import check_losses
+from losskernel.sampling.engines import LossPerInput, make_engine
 from losskernel.sampling.fingerprints import loss_fingerprint
 from losskernel.sampling.inputs import Inputs, state_fingerprint
 from losskernel.sampling.parameters import layout_fingerprint, select_parameters
@@ -215,8 +216,8 @@ def gradient_covariance(
     Raises:
         ConfigError: gamma is not above 0, there are too few pairs or groups, or ``parameters``
             selects nothing.
-        DataError: the data are empty, the loss has the wrong shape, or a loss or gradient is not
-            finite.
+        DataError: the data are empty, a loss or gradient is not finite, or the losses fail
+            :func:`losskernel.sampling.checks.check_losses`.
         TraceError: the journal is of another model, other data or other settings.
         LossKernelError: there is too little disk space.
     """
@@ -242,6 +243,9 @@ def gradient_covariance(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="losskernel-")))
         else:
             folder = Path(journal)
+        example = inputs.take(np.arange(min(2, len(inputs))))
+        tried = make_engine("sequential", model, loss, names, example, device)
+        check_losses(tried, inputs, loss is cross_entropy)
         source, block = make_source(engine, model, loss, names, inputs, device)
         fold = Fold(source.layout, width, seed, device)
         settings = {

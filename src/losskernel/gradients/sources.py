@@ -20,6 +20,7 @@ from losskernel.sampling.engines import (
     _cast,
     _frozen_copy,
     _input_losses,
+    _real,
     tensor_cores,
 )
 from losskernel.sampling.inputs import Inputs, map_tensors
@@ -163,7 +164,9 @@ def make_source(
 
 def _block_size(model: nn.Module, inputs: Inputs, parameters: int, device) -> int:
     """Inputs whose activations, as a pass with gradients keeps them, take half a gigabyte."""
-    trial = _frozen_copy(model, device).requires_grad_()
+    trial = _cast(_frozen_copy(model, device), torch.float32)
+    for parameter in trial.parameters():
+        parameter.requires_grad_()
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -171,7 +174,7 @@ def _block_size(model: nn.Module, inputs: Inputs, parameters: int, device) -> in
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        output = trial(inputs.take(np.arange(1))[0])
+        output = trial(map_tensors(lambda t: _real(t, torch.float32), inputs.take([0])[0]))
     del output
     weights = {tensor.untyped_storage().data_ptr() for tensor in trial.parameters()}
     activations = sum(size for address, size in kept.items() if address not in weights)
