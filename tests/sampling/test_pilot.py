@@ -1,6 +1,7 @@
 """The pilot on a quadratic loss, for which every quantity that it proposes by is known."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from losskernel.errors import ConfigError
-from losskernel.sampling.pilot import _solve, propose_probe
+from losskernel.sampling.pilot import ESTIMATORS, _solve, propose_probe
 from losskernel.sampling.probe import Probe
 
 WEIGHTS, N = 20, 30
@@ -51,6 +52,20 @@ def test_without_gradient_the_rise_is_that_of_the_gaussian():
     assert found.probe == Probe(gamma=found.probe.gamma)
     assert found.curvature == found.gradient_noise == 0
     assert f"gamma = {found.probe.gamma:.3g}" in found.words
+    assert found.words.endswith(ESTIMATORS) and ESTIMATORS.count("\n") == 2
+
+
+def test_the_share_of_the_linear_part_is_that_of_the_quadratic_losses():
+    """Of (a . d - 1)^2 / 2: |a|^2 / gamma is linear, the rest |a|^4 / (2 gamma^2), by input."""
+    assert propose().linear_share < 1e-3  # no loss has a slope there
+    square = (ROWS**2).sum(1)
+    for rise, error in ((0.01, 0.02), (1.0, 0.1)):
+        shifted = {"loss": lambda output, target: 0.5 * (output - 1) ** 2}
+        found = propose(rise=rise, directions=40, **shifted)
+        linear = square.sum() / found.probe.gamma
+        rest = (square**2).sum() / 2 / found.probe.gamma**2
+        assert found.linear_share == pytest.approx(linear / (linear + rest), abs=error)
+        assert f"{found.linear_share:.0%} of the variance of the losses is linear" in found.words
 
 
 def test_the_rise_may_be_given_in_units_of_the_loss():
@@ -127,3 +142,11 @@ def test_the_search_meets_the_target_of_any_falling_curve():
 def test_a_jump_over_the_target_ends_on_its_quiet_side():
     gamma, rise, _ = _solve(lambda g: (math.inf if g < 7 else 0.01 / g, 0), 0.2, 1.0, 1e12)
     assert 7 <= gamma < 7.1 and rise == 0.01 / gamma
+
+
+def test_the_page_on_estimators_begins_with_the_same_lines():
+    page = Path(__file__).parents[2] / "docs/estimators.md"
+    lines = [
+        line[2:].replace("`", "") for line in page.read_text().splitlines() if line[:2] == "- "
+    ]
+    assert lines == ESTIMATORS.splitlines()

@@ -49,6 +49,12 @@ def test_a_probe_is_read_back_from_its_settings(probe):
     assert Probe.read(probe.settings) == Probe.read(json.dumps(probe.settings)) == probe
 
 
+def test_numpy_scalars_are_as_good_as_numbers():
+    probe = Probe(np.int64(2), np.float32(0.5), np.float64(0.1))
+    assert probe == Probe(2, 0.5, 0.1)
+    assert json.dumps(probe.settings) == '{"n_beta": 2, "gamma": 0.5, "step_size": 0.1}'
+
+
 def test_a_trace_of_an_earlier_version_without_the_loss_was_made_by_a_chain():
     found = Probe.read('{"gamma": 3, "n_beta": 0, "step_size": 0.2}')
     assert found == FreeChain(3, 0.2) and not found.direct
@@ -68,6 +74,8 @@ def test_a_trace_of_an_earlier_version_without_the_loss_was_made_by_a_chain():
         ((0, 40, 0.1), "step_size = 0.1 has no meaning with n_beta = 0.*drawn directly.*leave"),
         ((0, 0), "gamma = 0 with n_beta = 0 is no distribution"),
         ((), "gamma = nan"),
+        ((0, "1e4"), "gamma = '1e4' is not a number"),
+        ((True, 1, 0.1), "n_beta = True is not a number"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, named):

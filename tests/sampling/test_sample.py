@@ -333,6 +333,8 @@ def test_a_loss_of_the_wrong_shape(engine, loss):
         ({"eval_batch_size": 0}, "eval_batch_size = 0"),
         ({"burn_in": -1}, "burn_in = -1 must be at least 0"),
         ({"seed": -1}, "seed = -1 must be at least 0"),
+        ({"seed": 1.5}, "seed = 1.5 is not a whole number"),
+        ({"draws": "6"}, "draws = '6' is not a whole number"),
         ({"chain_ids": []}, "chain_ids = "),
         ({"chain_ids": [1, 1]}, r"chain_ids = \[1, 1\] must be distinct"),
         ({"parameters": "conv*"}, "pattern 'conv\\*' matches none"),
@@ -342,6 +344,14 @@ def test_a_loss_of_the_wrong_shape(engine, loss):
 def test_settings_out_of_range_are_named(changes, message):
     with pytest.raises(ConfigError, match=message):
         sample(**changes)
+
+
+def test_numpy_scalars_are_as_good_as_numbers(tmp_path):
+    names = ("chains", "draws", "burn_in", "steps_per_draw", "batch_size", "seed")
+    numbers = dict(zip(names, np.array([3, 4, 2, 2, 5, 3]), strict=True))
+    probe = Probe(np.float32(20), np.int64(50), np.float64(1e-3))
+    sample(draws=2, journal=tmp_path)
+    assert_same(sample(probe=probe, journal=tmp_path, **numbers), sample(draws=4))
 
 
 def test_only_the_chosen_parameters_move():

@@ -25,6 +25,15 @@ DRIFT = 0.3  # eps gamma: variance of a free weight 1/13 too large, half forgott
 CURVATURE = 1.0  # eps (gamma + n_beta lambda_max); the chain is unstable from 4 on
 GRADIENT_NOISE = 0.25  # minibatch noise over injected noise in the span of the gradients
 
+# Which estimator when; docs/estimators.md begins with the same lines.
+ESTIMATORS = """\
+Losses at independent draws, sample_losses(model, data, Probe(gamma=...)): where a draw of all \
+inputs takes milliseconds and thousands can be made; the noise of R is 1/sqrt(draws).
+Pairs of gradients, gradient_covariance(model, data, gamma=...): where a draw takes a second, or \
+the losses are mostly linear in the displacement; tens of pairs, with errors in proportion to K.
+Chains of SGLD, Probe(n_beta, gamma, step_size): where the tempered posterior itself is wanted; \
+believe them from 20 relaxations on, at the gamma that losskernel trace summary calls effective."""
+
 _TOLERANCE = 0.05  # relative, of the rise
 _EVALUATIONS = 16  # of the rise, in one search
 _RELAXATIONS = 3.0  # burn-in of a pilot chain, in times that a free weight takes to forget by e
@@ -41,10 +50,12 @@ class Pilot:
         target: rise of the mean loss that was asked for.
         rise: rise measured under the proposal.
         rise_error: its standard error, over perturbations or chains.
+        linear_share: of the variance of the losses under ``N(w*, I / gamma)`` that part which
+            changes its sign with the displacement: near 1 the kernel is near its linear limit.
         curvature: largest absolute eigenvalue of the Hessian of a minibatch's mean loss at
             perturbed weights, in loss / weight²; 0 for ``n_beta = 0``, where it is not needed.
         gradient_noise: expected :attr:`losskernel.sampling.gradient_noise.GradientNoise.in_span`.
-        words: what was found, in sentences.
+        words: what was found, in sentences, and in three lines which estimator to use when.
     """
 
     probe: Probe
@@ -52,6 +63,7 @@ class Pilot:
     target: float
     rise: float
     rise_error: float
+    linear_share: float
     curvature: float
     gradient_noise: float
     words: str
@@ -135,20 +147,31 @@ def propose_probe(
             "give rise in units of the loss"
         )
 
+    shares = {}
+
     def gaussian(gamma: float) -> tuple[float, float]:
-        means = []
+        means, odd, even = [], [], []
         for number in range(directions):
             rows = [perturbed(runner.center, gamma, seed, number, sign) for sign in (1, -1)]
             losses = runner.losses(torch.stack(rows), inputs, eval_batch_size)
             means.append(float(losses.double().mean()) - initial)
+            odd.append((losses[0] - losses[1]).double().numpy() / 2)
+            even.append(losses.double().mean(0).numpy())
+        with np.errstate(invalid="ignore"):  # a loss may be infinite far out
+            parts = np.square(odd).sum(), np.var(even, axis=0, ddof=1).sum() * directions
+        shares[gamma] = float(parts[0] / max(sum(parts), 1e-300))
         return _mean_and_error(means)
+
+    def linear(gamma: float) -> str:
+        return f" At n_beta = 0 {shares[gamma]:.0%} of the variance of the losses is linear."
 
     size = float(runner.center.double().square().mean())
     start = 100 / size if size > 0 else 1.0  # a perturbation of a tenth of the weights
     gamma, *found = _solve(gaussian, target, start, 1e12)
     if n_beta == 0:
         probe = Probe(gamma=gamma)
-        return Pilot(probe, initial, target, *found, 0.0, 0.0, _said(probe, initial, target, found))
+        words = f"{_said(probe, initial, target, found)}{linear(gamma)}\n{ESTIMATORS}"
+        return Pilot(probe, initial, target, *found, shares[gamma], 0.0, 0.0, words)
     train = Inputs(data, device)
     weights = perturbed(runner.center, gamma, seed)
     steepest = curvature(runner, train, weights, gamma**-0.5, batch_size, seed)
@@ -197,7 +220,9 @@ def propose_probe(
             f"{_MOST_BURN_IN}: the loss may rise further. Lower n_beta, raise batch_size if its "
             "noise is the bound, or take a long burn-in."
         )
-    return Pilot(probe, initial, target, *found, steepest, noise, words)
+    words += f"{linear(without_gradient)}\n{ESTIMATORS}"
+    share = shares[without_gradient]
+    return Pilot(probe, initial, target, *found, share, steepest, noise, words)
 
 
 def _said(probe: Probe, initial: float, target: float, found: Sequence[float]) -> str:

@@ -52,6 +52,11 @@ class Probe:
 
     def __post_init__(self) -> None:
         for name, value in self.settings.items():
+            if hasattr(value, "item"):  # a NumPy scalar, which JSON does not take
+                value = value.item()
+                object.__setattr__(self, name, value)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"probe: {name} = {value!r} is not a number")
             if not math.isfinite(value) or value < 0:
                 raise ConfigError(f"probe: {name} = {value} must be a finite number >= 0")
         if self.direct:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -192,18 +193,15 @@ def sample_losses(
         data, probe_data = probe_data, None
     if data is None:
         raise DataError("data: None; give (inputs, targets), or probe_data alone if n_beta = 0")
-    for name, value in {
-        "chains": chains,
-        "draws": draws,
-        "steps_per_draw": steps_per_draw,
-        "batch_size": batch_size,
-        "eval_batch_size": eval_batch_size,
-    }.items():
-        if value < 1:
-            raise ConfigError(f"sampling: {name} = {value} must be at least 1")
-    for name, value in {"burn_in": burn_in, "seed": seed}.items():
-        if value < 0:
-            raise ConfigError(f"sampling: {name} = {value} must be at least 0")
+    chains, draws, steps_per_draw, batch_size, eval_batch_size = _whole(
+        1,
+        chains=chains,
+        draws=draws,
+        steps_per_draw=steps_per_draw,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+    )
+    burn_in, seed = _whole(0, burn_in=burn_in, seed=seed)
     chain_ids = list(range(chains)) if chain_ids is None else [int(i) for i in chain_ids]
     if not chain_ids or min(chain_ids) < 0 or len(set(chain_ids)) < len(chain_ids):
         raise ConfigError(f"sampling: chain_ids = {chain_ids} must be distinct numbers from 0 up")
@@ -357,6 +355,16 @@ def _step_bounds(
         "minibatch_noise_per_direction": factor * total / len(weights),
         "minibatch_noise_in_span": factor * squares / total if total else 0.0,
     }
+
+
+def _whole(least: int, **values: int) -> list[int]:
+    """Python integers of what may be NumPy's, which JSON does not take."""
+    for name, value in values.items():
+        if not hasattr(value, "__index__"):
+            raise ConfigError(f"sampling: {name} = {value!r} is not a whole number")
+        if value < least:
+            raise ConfigError(f"sampling: {name} = {value} must be at least {least}")
+    return [operator.index(value) for value in values.values()]
 
 
 def _check_sampler(probe: Probe, burn_in: int, steps_per_draw: int) -> None:
