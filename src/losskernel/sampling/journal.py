@@ -99,7 +99,9 @@ class Journal:
         except ValueError as error:
             raise TraceError(f"{path}: unreadable; delete the folder to start over") from error
         differing = sorted(
-            key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key)
+            key
+            for key in settings.keys() | found.keys()
+            if _value(settings.get(key)) != _value(found.get(key))
         )
         if differing:
             key = differing[0]
@@ -211,6 +213,14 @@ class Journal:
             if file is not None:
                 file.close()
         self._lock.release()
+
+
+def _value(setting):
+    """What a setting says: text that is JSON by its content, in which 20 and 20.0 are the same."""
+    try:
+        return json.loads(setting)
+    except (ValueError, TypeError):
+        return setting
 
 
 def complete_rows(folder: Path, row_bytes: dict[str, int]) -> int:
