@@ -216,11 +216,8 @@ class Journal:
 
 
 def _value(setting):
-    """What a setting says: text that is JSON by its content, in which 20 and 20.0 are the same."""
-    try:
-        return json.loads(setting)
-    except (ValueError, TypeError):
-        return setting
+    """What a setting says: JSON by its content, in which 20 and 20.0 are the same."""
+    return json.loads(setting) if isinstance(setting, str) and setting[:1] == "{" else setting
 
 
 def complete_rows(folder: Path, row_bytes: dict[str, int]) -> int:
