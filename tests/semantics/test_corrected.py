@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from losskernel.errors import TraceError
-from losskernel.kernel.covariance import correlation
+from losskernel.kernel.covariance import correlation, half_kernels
 from losskernel.semantics.corrected import (
     corrected_auc,
     corrected_correlation,
     corrected_spread,
-    half_kernels,
     mean_correlations,
 )
 from losskernel.semantics.separation import pair_auc

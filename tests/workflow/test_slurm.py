@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 from repository import ROOT, SMOKE, Copy
 
-from losskernel.trace import LossTrace
+from losskernel.kernel.stored import StoredKernel
 
 SCRIPT = ROOT / "workflow/cluster/slurm.sh"
-SAMPLING = {"arithmetic_sample", "arithmetic_search_setup", "imagenet_sample"}
-SAMPLING |= {"gamma_sweep_sample", "gamma_sweep_small_sample"}
-# The gradients of the images, and the noise of the chains drawn again.
-ON_GPU = SAMPLING | {"imagenet_gradients", "imagenet_join", "gamma_sweep_join"}
+SAMPLING = {"arithmetic_sample", "arithmetic_search_setup", "imagenet_kernel"}
+SAMPLING |= {"gamma_sweep_small_sample"}
+ON_GPU = SAMPLING | {"imagenet_gradients"}
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin"
@@ -113,16 +112,16 @@ class TestOnSlurm:
             assert not status.exists() or "\nState:\tZ" in status.read_text()
 
     @pytest.mark.slow
-    def test_a_cancelled_chain_is_submitted_again_and_the_workflow_finishes(
+    def test_a_cancelled_kernel_is_submitted_again_and_the_workflow_finishes(
         self, cluster, tmp_path
     ):
         repository = Copy(tmp_path)
-        # One network instead of two, a chain long enough to be cancelled in the middle, and without
+        # One network instead of two, a kernel long enough to be cancelled in its middle, without
         # the parts that say nothing more about jobs.
-        draws = 60
         (tmp_path / "config/one.yaml").write_text(
             "arithmetic: {training_seeds: [0]}\n"
-            f"imagenet: {{controls: [], sampling: {{draws: {draws}}}}}\n"
+            "imagenet: {controls: [], kernel: {probes: [{gamma: 1.0e+5, pairs: 4}, "
+            "{gamma: 1.0e+4, pairs: 24}]}}\n"
             "mislabel: {imagenet: {include: false}, tiny_imagenet: {include: false}}\n"
             "development: {tiny_imagenet: {enabled: false}}\n"
             "gamma_sweep: {include: false}\n"
@@ -133,14 +132,13 @@ class TestOnSlurm:
         # Images of 64 px need little memory.
         here = ("--slurm-status-command", "squeue", "--seconds-between-status-checks", "1")
         here += ("--slurm-init-seconds-before-status-checks", "2", "--set-resources")
-        here += ("imagenet_sample:mem_mb=3000", "imagenet_features:mem_mb=3000")
-        chain = "rule_imagenet_sample_wildcards_0"
-        journal = tmp_path / "results/smoke/imagenet/journals/0/losses.f32"
-        row = 24 * 4  # bytes of a draw: one float32 an image
+        here += ("imagenet_kernel:mem_mb=3000", "imagenet_features:mem_mb=3000")
+        chain = "rule_imagenet_kernel_wildcards_10000"
+        pair = tmp_path / "results/smoke/imagenet/journals/10000/pair-00001.npz"
 
         with ThreadPoolExecutor() as pool:
             run = pool.submit(repository.snakemake, "all", *profile, *configs, *here)
-            while not run.done() and not (journal.exists() and journal.stat().st_size >= 2 * row):
+            while not run.done() and not pair.exists():
                 time.sleep(0.05)
             running = [job for job, _, comment in queue("RUNNING") if comment == chain]
             for job in running:
@@ -154,16 +152,12 @@ class TestOnSlurm:
         assert set(ended.values()) == {1} and {state for _, state in ended} == {"COMPLETED"}
         assert (tmp_path / "results/smoke/compare.csv").exists()
 
-        # The same traces without SLURM and without an interruption.
-        traces = ("imagenet/chains/0.nc", "arithmetic/traces/attention-0-0.nc")
+        # The same kernel without SLURM and without an interruption.
+        name = "imagenet/kernels/10000.npz"
         local = ("--cores", "1", *configs, "--config", "results=results/local")
-        status, said = repository.snakemake(*(f"results/local/{name}" for name in traces), *local)
+        status, said = repository.snakemake(f"results/local/{name}", *local)
         assert status == 0, said
-        for name in traces:
-            through_slurm, whole = (
-                LossTrace.load(tmp_path / "results" / where / name) for where in ("smoke", "local")
-            )
-            np.testing.assert_array_equal(through_slurm.losses, whole.losses)
-        resumed = LossTrace.load(tmp_path / "results/smoke" / traces[0])
-        assert resumed.losses.shape[1] == draws
-        assert 2 <= resumed.attributes["resumed_draws"] < draws
+        through_slurm, whole = (
+            StoredKernel.load(tmp_path / "results" / where / name) for where in ("smoke", "local")
+        )
+        np.testing.assert_array_equal(through_slurm.r, whole.r)

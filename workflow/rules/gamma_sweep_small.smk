@@ -63,37 +63,23 @@ use rule step as gamma_sweep_small_limit with:
         ),
 
 
-use rule step as gamma_sweep_small_analyze with:
-    """Lifts, contrasts, CKA and convergence at every gamma, and their trends."""
+use rule gamma_sweep_analyze as gamma_sweep_small_analyze with:
+    """Hierarchy and color in the kernel of the small network at every localization."""
     input:
         traces=expand(f"{SMALL_INTERMEDIATE}/{{number}}.nc", number=range(len(small["gammas"]))),
         colors=f"{SMALL_INTERMEDIATE}/colors.csv",
         limit=f"{SMALL_INTERMEDIATE}/limit.npz",
         hierarchy=HIERARCHY,
     output:
-        metrics=f"{SMALL}/metrics.csv",
-        regimes=f"{SMALL}/regimes.csv",
-        trends=f"{SMALL}/trends.csv",
-        cka=f"{SMALL}/cka.csv",
+        f"{SMALL}/metrics.csv",
     log:
         log("gamma_sweep_small_analyze"),
-    params:
-        **call(
-            "gamma_sweep.analyze.analyze",
-            settings=settings(
-                "gamma_sweep.analysis",
-                base={"n_beta": small["n_beta"], "gamma": 0, "step_size": 0},
-                seed=SEED,
-            ),
-        ),
 
 
 use rule step as gamma_sweep_small_claims with:
     """What this sweep says of the paper's claims."""
     input:
-        metrics=rules.gamma_sweep_small_analyze.output.metrics,
-        trends=rules.gamma_sweep_small_analyze.output.trends,
-        regimes=rules.gamma_sweep_small_analyze.output.regimes,
+        metrics=rules.gamma_sweep_small_analyze.output,
     output:
         f"{SMALL}/claims.csv",
     log:
@@ -104,7 +90,6 @@ use rule step as gamma_sweep_small_claims with:
             settings=settings(
                 "gamma_sweep.small",
                 "training_seed n_beta relaxation",
-                neighbors=sweep["analysis"]["neighbors"],
                 discard=sweep["analysis"]["discard"],
                 chains=small["sampling"]["chains"],
                 draws=small["sampling"]["draws"],
@@ -112,14 +97,11 @@ use rule step as gamma_sweep_small_claims with:
         ),
 
 
-use rule step as figure_gamma_sweep_small with:
-    """Lifts by hierarchy and by color, and the mean loss, along gamma."""
+use rule figure_gamma_sweep as figure_gamma_sweep_small with:
+    """The same of the small network."""
     input:
-        metrics=rules.gamma_sweep_small_analyze.output.metrics,
-        regimes=rules.gamma_sweep_small_analyze.output.regimes,
+        metrics=rules.gamma_sweep_small_analyze.output,
     output:
         **figure("gamma_sweep_small", "2 ImageNet"),
     log:
         log("figure_gamma_sweep_small"),
-    params:
-        **call("gamma_sweep.figures.small", settings=settings("gamma_sweep.analysis")),

@@ -1,7 +1,7 @@
 """Experiment 2: sample an image classifier and hold its kernel against the WordNet hierarchy.
 
-The provider of the trace is chosen by the config: sampled from `imagenet.image_folder` if one is
-given, else the tracked trace. The analysis is the same either way.
+The provider of the kernels is chosen by the config: computed from `imagenet.image_folder` if one is
+given, else the tracked ones. The analysis is the same either way.
 """
 
 IMAGENET = f"{RESULTS}/imagenet"
@@ -9,7 +9,8 @@ imagenet = config["imagenet"]
 IMAGES = imagenet["image_folder"]
 # What is computed from images, or its tracked copy.
 INTERMEDIATE = f"{REFERENCE}/imagenet" if IMAGES is None else IMAGENET
-CHAINS = range(imagenet["sampling"]["chains"])
+HEADLINE = imagenet["kernel"]["headline"]
+PROBES = {f"{probe['gamma']:g}": probe["pairs"] for probe in imagenet["kernel"]["probes"]}
 # MB of a job that runs the model on the images: they are decoded into memory as float32 and held three
 # times for a moment (loaded, stacked, reordered). Where the config leaves their number or size open,
 # room for 1.3 GB of them: 2,000 images of 224 px. A profile's set-resources can ask for more.
@@ -18,7 +19,7 @@ MODEL_MEMORY = 4000 + 3 * max(1300, DECODED)
 LOADING = "model weights image_size per_class max_inputs skip_unreadable"
 # What the kernels of the inputs, and the hierarchy of their classes, are made of.
 KERNELS = {
-    "trace": f"{INTERMEDIATE}/trace.nc",
+    "kernels": expand(f"{INTERMEDIATE}/kernels/{{gamma}}.npz", gamma=PROBES),
     "features": f"{INTERMEDIATE}/features.npz",
     "limit": f"{INTERMEDIATE}/limit.npz" if imagenet["limit"] else [],
     "hierarchy": HIERARCHY,
@@ -42,35 +43,40 @@ if IMAGES == "generated":
             ),
 
 
-use rule step as imagenet_sample with:
-    """One chain of SGLD around the published weights; its journal survives a kill."""
+use rule step as imagenet_kernel with:
+    """The kernel at one localization from gradients at pairs of draws; its journal survives a kill."""
     input:
         IMAGES or [],
     output:
-        f"{IMAGENET}/chains/{{chain}}.nc",
+        f"{IMAGENET}/kernels/{{gamma}}.npz",
     log:
-        log("imagenet_sample/{chain}"),
+        log("imagenet_kernel/{gamma}"),
     benchmark:
-        benchmark("imagenet_sample/{chain}")
+        benchmark("imagenet_kernel/{gamma}")
     threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
         runtime=1440,
-        gpu=gpus(imagenet["sampling"]),
+        gpu=gpus(imagenet["kernel"]),
     params:
         **call(
-            "imagenet.sample.sample",
+            "imagenet.sample.kernel",
             settings=settings(
-                "imagenet", f"{LOADING} probe sampling", image_folder=IMAGES, seed=SEED
+                "imagenet",
+                LOADING,
+                **{key: imagenet["kernel"][key] for key in ("width", "groups", "device")},
+                image_folder=IMAGES,
+                seed=SEED,
             ),
-            journal=f"{IMAGENET}/journals/{{chain}}",
+            pairs=lambda wildcards: PROBES[wildcards.gamma],
+            journal=f"{IMAGENET}/journals/{{gamma}}",
         ),
 
 
 if imagenet["limit"]:
 
     use rule step as imagenet_gradients with:
-        """Loss gradient of every image, for the exact limit and the control variate; resumable."""
+        """Loss gradient of every image at the trained weights, for the exact limit; resumable."""
         input:
             IMAGES or [],
         output:
@@ -81,12 +87,16 @@ if imagenet["limit"]:
         resources:
             mem_mb=MODEL_MEMORY,
             runtime=240,
-            gpu=gpus(imagenet["sampling"]),
+            gpu=gpus(imagenet["kernel"]),
         params:
             **call(
                 "imagenet.sample.gradients",
                 settings=settings(
-                    "imagenet", f"{LOADING} sampling", image_folder=IMAGES, seed=SEED
+                    "imagenet",
+                    LOADING,
+                    device=imagenet["kernel"]["device"],
+                    image_folder=IMAGES,
+                    seed=SEED,
                 ),
             ),
 
@@ -103,28 +113,6 @@ if imagenet["limit"]:
             runtime=120,
         params:
             **call("commands.limit.gram"),
-
-
-use rule step as imagenet_join with:
-    """All chains in one trace, with the linear part of every loss where gradients are known."""
-    input:
-        traces=expand(rules.imagenet_sample.output, chain=CHAINS),
-        gradients=rules.imagenet_gradients.output if imagenet["limit"] else [],
-    output:
-        f"{IMAGENET}/trace.nc",
-    log:
-        log("imagenet_join"),
-    threads: imagenet["threads"]
-    resources:
-        mem_mb=5000,
-        runtime=240,
-        # The noise of a chain that a GPU sampled can be drawn again on one only.
-        gpu=gpus(imagenet["sampling"]) if imagenet["limit"] else 0,
-    params:
-        **call(
-            "imagenet.sample.join",
-            journals=expand(rules.imagenet_sample.params.journal, chain=CHAINS),
-        ),
 
 
 use rule step as imagenet_features with:
@@ -174,13 +162,13 @@ use rule step as imagenet_hierarchy with:
 
 
 use rule step as imagenet_analyze with:
-    """Every statistic of every kernel, with standard error and null; convergence."""
+    """Every statistic of every kernel, with standard errors and nulls."""
     input:
         **KERNELS,
     output:
         arrays=f"{IMAGENET}/analysis.npz",
         statistics=f"{IMAGENET}/statistics.csv",
-        convergence=f"{IMAGENET}/convergence.csv",
+        headline=f"{IMAGENET}/headline.csv",
     log:
         log("imagenet_analyze"),
     params:
@@ -188,14 +176,15 @@ use rule step as imagenet_analyze with:
             "imagenet.analyze.analyze",
             settings=settings(
                 "imagenet.analysis",
-                "neighbors lift_neighbors cluster_depths map_neighbors permutations jackknife_blocks",
+                "lift_neighbors cluster_depths claim_neighbors claim_depth map_neighbors permutations",
+                headline=HEADLINE,
                 seed=SEED,
             ),
         ),
 
 
 use rule step as imagenet_embed with:
-    """Maps by kernel, in two and three dimensions, and how concentrated the regions are."""
+    """Maps by kernel, and how concentrated the regions are."""
     input:
         **KERNELS,
     output:
@@ -208,9 +197,26 @@ use rule step as imagenet_embed with:
             "imagenet.analyze.embed",
             settings=settings(
                 "imagenet.analysis",
-                "map_kernels map_neighbors regions permutations jackknife_blocks",
+                "map_neighbors regions permutations",
+                headline=HEADLINE,
                 seed=SEED,
             ),
+        ),
+
+
+use rule step as imagenet_browse with:
+    """The maps as one page for the browser; with small pictures where the images are."""
+    input:
+        **KERNELS,
+        images=IMAGES or [],
+    output:
+        f"{IMAGENET}/map.html",
+    log:
+        log("imagenet_browse"),
+    params:
+        **call(
+            "imagenet.analyze.browse",
+            settings=settings("imagenet.analysis", "map_neighbors", headline=HEADLINE, seed=SEED),
         ),
 
 
@@ -227,31 +233,17 @@ use rule step as imagenet_neighbors with:
         **call(
             "imagenet.reports.neighbors",
             settings=settings(
-                "imagenet.analysis", "map_kernels named_classes named_neighbors", seed=SEED
+                "imagenet.analysis", "named_classes named_neighbors", headline=HEADLINE
             ),
         ),
-
-
-use rule step as imagenet_leaders with:
-    """Which kernel follows the hierarchy most closely, statistic by statistic."""
-    input:
-        statistics=rules.imagenet_analyze.output.statistics,
-    output:
-        table=f"{IMAGENET}/leaders.csv",
-        markdown=report(f"{IMAGENET}/leaders.md", category="2 ImageNet"),
-    log:
-        log("imagenet_leaders"),
-    params:
-        **call("imagenet.reports.leaders"),
 
 
 use rule step as imagenet_claims with:
     """What this experiment says of the paper's numbers."""
     input:
-        analysis=rules.imagenet_analyze.output.arrays,
         statistics=rules.imagenet_analyze.output.statistics,
+        headline=rules.imagenet_analyze.output.headline,
         regions=rules.imagenet_embed.output.regions,
-        leaders=rules.imagenet_leaders.output.table,
     output:
         f"{IMAGENET}/claims.csv",
     log:
@@ -259,15 +251,21 @@ use rule step as imagenet_claims with:
     params:
         **call(
             "imagenet.reports.claims",
-            settings=settings("imagenet.analysis", "claim_neighbors claim_depth", seed=SEED),
+            settings=settings(
+                "imagenet.analysis",
+                "claim_neighbors claim_depth",
+                headline=HEADLINE,
+                model=imagenet["model"],
+            ),
         ),
 
 
 use rule step as figure_imagenet_map with:
-    """Map of the inputs, colored by place in the hierarchy, with nine regions enlarged."""
+    """Map of the headline's kernel with names of classes, and regions by kernel."""
     input:
         arrays=rules.imagenet_embed.output.arrays,
         regions=rules.imagenet_embed.output.regions,
+        headline=rules.imagenet_analyze.output.headline,
     output:
         **figure("imagenet_map", "2 ImageNet"),
     log:
@@ -277,9 +275,10 @@ use rule step as figure_imagenet_map with:
 
 
 use rule step as figure_imagenet_kernels with:
-    """The same map by the sampled kernel, its exact limit and the features."""
+    """The maps of all kernels side by side, from the exact limit to the features."""
     input:
         arrays=rules.imagenet_embed.output.arrays,
+        headline=rules.imagenet_analyze.output.headline,
     output:
         **figure("imagenet_kernels", "2 ImageNet"),
     log:
@@ -288,43 +287,17 @@ use rule step as figure_imagenet_kernels with:
         **call("imagenet.figures.kernels"),
 
 
-use rule step as figure_imagenet_orbit with:
-    """The map in three dimensions, turning."""
-    input:
-        arrays=rules.imagenet_embed.output.arrays,
-    output:
-        report(f"{FIGURES}/imagenet_orbit.gif", category="2 ImageNet"),
-    log:
-        log("figure_imagenet_orbit"),
-    params:
-        **call("imagenet.figures.orbit"),
-
-
 use rule step as figure_imagenet_semantics with:
-    """Rank correlation, clusters and regions by kernel, with errors and nulls."""
+    """Agreement with WordNet by kernel: correlation without noise, lift, clusters."""
     input:
         statistics=rules.imagenet_analyze.output.statistics,
-        regions=rules.imagenet_embed.output.regions,
+        headline=rules.imagenet_analyze.output.headline,
     output:
         **figure("imagenet_semantics", "2 ImageNet"),
     log:
         log("figure_imagenet_semantics"),
     params:
         **call("imagenet.figures.semantics"),
-
-
-use rule step as figure_imagenet_thumbnails with:
-    """The same map with the photographs; among the results, which are not tracked."""
-    input:
-        arrays=rules.imagenet_embed.output.arrays,
-        images=IMAGES or [],
-    output:
-        pdf=f"{IMAGENET}/map_thumbnails.pdf",
-        png=f"{IMAGENET}/map_thumbnails.png",
-    log:
-        log("figure_imagenet_thumbnails"),
-    params:
-        **call("imagenet.figures.thumbnails"),
 
 
 use rule step as figure_imagenet_matrix with:
@@ -340,7 +313,7 @@ use rule step as figure_imagenet_matrix with:
 
 
 use rule step as figure_imagenet_lift with:
-    """Taxonomic lift by depth, with noise floor, null and baseline."""
+    """Lift of the nearest and of the most opposed inputs by depth."""
     input:
         statistics=rules.imagenet_analyze.output.statistics,
     output:
@@ -349,16 +322,3 @@ use rule step as figure_imagenet_lift with:
         log("figure_imagenet_lift"),
     params:
         **call("imagenet.figures.lift"),
-
-
-use rule step as figure_imagenet_convergence with:
-    """CKA of the kernel against the number of draws."""
-    input:
-        convergence=rules.imagenet_analyze.output.convergence,
-        trace=f"{INTERMEDIATE}/trace.nc",
-    output:
-        **figure("imagenet_convergence", "2 ImageNet"),
-    log:
-        log("figure_imagenet_convergence"),
-    params:
-        **call("imagenet.figures.convergence"),

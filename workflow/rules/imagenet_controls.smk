@@ -28,7 +28,7 @@ CONTROL_FOLDER = {
     for name in CONTROL
 }
 CONTROL_SETTINGS = {
-    name: settings("imagenet", LOADING, **{"sampling": {}, "seed": SEED, **CONTROL[name]})
+    name: settings("imagenet", LOADING, **{"device": "cpu", "seed": SEED, **CONTROL[name]})
     for name in CONTROL
 }
 
@@ -125,9 +125,7 @@ if imagenet["controls"]:
             **call(
                 "imagenet.controls.measure",
                 names=ANALYZED,
-                settings=settings(
-                    "imagenet.analysis", "neighbors lift_neighbors permutations", seed=SEED
-                ),
+                settings=settings("imagenet.analysis", "lift_neighbors permutations", seed=SEED),
             ),
 
     use rule step as figure_imagenet_controls with:

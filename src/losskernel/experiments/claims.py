@@ -75,9 +75,16 @@ CLAIMS = (
     Claim(
         "imagenet.spearman",
         "4.2",
-        "Spearman correlation of R with WordNet similarity; claim: above 0",
+        "correlation of R with WordNet similarity; claim: above 0",
         ABOVE_ZERO,
         headline=True,
+    ),
+    Claim("imagenet.reliability", "", "reliability of R over pairs of inputs"),
+    Claim(
+        "imagenet.signed_excess",
+        "",
+        "that correlation less the exact limit's; our question: above 0",
+        ABOVE_ZERO,
     ),
     Claim(
         "imagenet.cost_gpu_hours",
@@ -88,6 +95,8 @@ CLAIMS = (
     ),
     Claim("gamma.minimum", "D.3", "smallest localization of the sweep", None, 100),
     Claim("gamma.maximum", "D.3", "largest localization of the sweep", None, 4000),
+    Claim("gamma.effective_minimum", "", "smallest localization that the probe reached"),
+    Claim("gamma.effective_maximum", "", "largest localization that the probe reached"),
     Claim(
         "gamma.hierarchy_lift",
         "D.3",

@@ -174,3 +174,25 @@ def _correlation_blocks(unit: np.ndarray, block: int) -> Iterator[tuple[slice, n
         np.clip(result, -1, 1, out=result)
         result[np.arange(len(result)), np.arange(rows.start, rows.stop)] = varies[rows]
         yield rows, result
+
+
+def half_kernels(losses: np.ndarray, center: str = "pooled") -> tuple[np.ndarray, np.ndarray]:
+    """R from alternate tenths of the draws, twice ``(input, input)``, with independent noise.
+
+    Alternate tenths, not the first and the second half: a drift of the chains would set those
+    apart. Draws that are autocorrelated over more than a tenth of the run are not independent.
+
+    Args:
+        losses: ``(chain, draw, input)``, at least 4 draws.
+        center: as for :func:`deviations`.
+
+    Raises:
+        TraceError: another shape, or too few draws.
+    """
+    losses = np.asarray(losses)
+    if losses.ndim != 3 or losses.shape[1] < 4:
+        raise TraceError(f"halves: losses of shape {losses.shape} are not (chain, 4 draws, input)")
+    draws = losses.shape[1]
+    half = (np.arange(draws) // max(1, draws // 10)) % 2
+    even, odd = (correlation(losses[:, half == which], center) for which in (0, 1))
+    return even, odd

@@ -22,28 +22,6 @@ from losskernel.kernel.covariance import correlation
 from losskernel.kernel.jackknife import jackknife
 
 
-def half_kernels(losses: NDArray, center: str = "pooled") -> tuple[NDArray, NDArray]:
-    """R from alternate tenths of the draws, twice ``(input, input)``, with independent noise.
-
-    Alternate tenths, not the first and the second half: a drift of the chains would set those
-    apart. Draws that are autocorrelated over more than a tenth of the run are not independent.
-
-    Args:
-        losses: ``(chain, draw, input)``, at least 4 draws.
-        center: as for :func:`losskernel.kernel.covariance.deviations`.
-
-    Raises:
-        TraceError: another shape, or too few draws.
-    """
-    losses = np.asarray(losses)
-    if losses.ndim != 3 or losses.shape[1] < 4:
-        raise TraceError(f"halves: losses of shape {losses.shape} are not (chain, 4 draws, input)")
-    draws = losses.shape[1]
-    half = (np.arange(draws) // max(1, draws // 10)) % 2
-    even, odd = (correlation(losses[:, half == which], center) for which in (0, 1))
-    return even, odd
-
-
 def mean_correlations(
     losses: NDArray, relations: Mapping[str, NDArray[np.bool_]], blocks: int = 20
 ) -> dict[str, tuple[float, float]]:

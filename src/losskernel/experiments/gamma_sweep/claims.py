@@ -1,4 +1,4 @@
-"""What the localization sweep says of the paper's claims in Appendix D.3."""
+"""What the localization sweeps say of the paper's claims in Appendix D.3."""
 
 from __future__ import annotations
 
@@ -8,126 +8,78 @@ import numpy as np
 import pandas as pd
 
 from losskernel.experiments.claims import measured, reported, write_claims
+from losskernel.experiments.gamma_sweep.analyze import COLOR, COLOR_LIFT, HIERARCHY, LIFT, MAGNITUDE
 
-ALONE, LIMIT = "draws alone", "exact limit"
 
+def claims(metrics: Path, settings: dict, output: Path) -> None:
+    """Rows of the sweep of the classifier.
 
-def claims(metrics: Path, trends: Path, regimes: Path, settings: dict, output: Path) -> None:
-    """What the sweep says of the paper's claims along gamma.
-
-    A change along gamma counts as measured where the rank correlation over all gammas has its sign
-    with p < 0.05.
+    A localization counts as tested only where the probe reached it: draws of the Gaussian probe are
+    independent, so that the effective gamma is the named one.
     """
-    base, everything = settings["base"], pd.read_csv(metrics).fillna({"estimator": ""})
-    values = _on_line(everything, base)
-    gammas = np.sort(values.gamma.unique())
-    cells = values.set_index(["estimator", "statistic", "gamma"]).sort_index()
-    trend = pd.read_csv(trends).fillna({"estimator": ""})
-    trend = trend[(trend.along == "gamma") & (trend.step_size == base["step_size"])]
-    trend = trend.set_index(["estimator", "statistic"])
-    kinds = _on_line(pd.read_csv(regimes), base).sort_values("gamma")
-    listed = ", ".join(f"{row.gamma:g} {row.regime}" for row in kinds.itertuples())
-    scale = (
-        f"{len(gammas)} values of gamma from {gammas[0]:g} to {gammas[-1]:g}, "
-        f"n_beta={base['n_beta']:g}, eps={base['step_size']:g}; "
-        f"{settings['chains']} chains x {settings['draws'] - settings['discard']} draws each"
-    )
+    table = pd.read_csv(metrics)
+    gammas = _gammas(table)
+    scale = f"{settings['model']}; {_scale(table)}"
     low, high = reported("gamma.minimum"), reported("gamma.maximum")
-    found = {}
-    for name, wanted, value in (
-        ("gamma.minimum", low, gammas[0]),
-        ("gamma.maximum", high, gammas[-1]),
-    ):
-        reached = gammas[0] <= wanted <= gammas[-1]
-        found[name] = measured(
-            value, None, len(gammas), f"{scale}; regimes: {listed}", tested=reached
-        )
-    limits = everything[everything.estimator == LIMIT].set_index("statistic").value
-    for name, kind in (("gamma.hierarchy_lift", "hierarchy"), ("gamma.colour_lift", "color")):
-        lift = f"{kind}_lift"
-        chosen = sorted({gammas[0], low, high, gammas[-1]} & set(gammas))
-        beside = {f"at {gamma:g}": cells.loc[(ALONE, lift, gamma)].value for gamma in chosen}
-        found[name] = _change(
-            trend, kind, len(gammas), _lift_setting(settings, scale), beside, limits
-        )
-    row = trend.loc[("", "autocorrelation_draws")]
-    first, last = (
-        cells.loc[("", "autocorrelation_draws", gamma)] for gamma in (gammas[0], gammas[-1])
-    )
-    ratio = first.value / last.value
-    reached = {
-        f"share of its variance that a free weight reaches at {gamma:g}": cells.loc[
-            ("", "variance_reached", gamma)
-        ].value
-        for gamma in (gammas[0], gammas[-1])
+    found = {
+        "gamma.minimum": measured(gammas[0], None, None, scale, tested=gammas[0] <= low),
+        "gamma.maximum": measured(gammas[-1], None, None, scale, tested=gammas[-1] >= high),
+        "gamma.effective_minimum": measured(gammas[0], None, None, scale),
+        "gamma.effective_maximum": measured(gammas[-1], None, None, scale),
+        "gamma.hierarchy_lift": _change(table, LIFT, (HIERARCHY, MAGNITUDE), scale),
+        "gamma.colour_lift": _change(table, COLOR_LIFT, (COLOR,), scale),
+        "gamma.convergence": measured(
+            None,
+            None,
+            None,
+            "independent draws have nothing to converge; in theory a chain forgets its start in "
+            "2 / (eps gamma) steps",
+            tested=False,
+        ),
     }
-    found["gamma.convergence"] = measured(
-        ratio,
-        ratio * np.hypot(first.error / first.value, last.error / last.value)
-        if row.p < 0.05
-        else None,
-        len(gammas),
-        "draws for one independent draw of the mean loss (integrated autocorrelation time, at most "
-        f"of the order of the run); {scale}; spread: sd over groups of inputs",
-        beside={"Spearman": row.spearman, "p": row.p, **reached},
-    )
     write_claims(found, output)
 
 
-def small(metrics: Path, trends: Path, regimes: Path, settings: dict, output: Path) -> None:
-    """What the sweep of the small network says of the first two, as in :func:`claims`.
-
-    Its step size falls with gamma, so that all chains mix alike.
-    """
-    values = pd.read_csv(metrics).fillna({"estimator": ""})
-    limits = values[values.estimator == LIMIT].set_index("statistic").value
-    values = values[np.isfinite(values.gamma)]
-    gammas = np.sort(values.gamma.unique())
-    cells = values.set_index(["estimator", "statistic", "gamma"]).sort_index()
-    trend = pd.read_csv(trends).fillna({"estimator": ""})
-    trend = trend[(trend.along == "gamma") & trend.step_size.isna()]
-    trend = trend.set_index(["estimator", "statistic"])
-    listed = ", ".join(
-        f"{row.gamma:g} {row.regime}"
-        for row in pd.read_csv(regimes).sort_values("gamma").itertuples()
-    )
+def small(metrics: Path, settings: dict, output: Path) -> None:
+    """Rows of the sweep of the small network, whose chains have eps gamma = 0.5."""
+    table = pd.read_csv(metrics)
     scale = (
         f"last checkpoint of network {settings['training_seed']} of development (Tiny ImageNet), "
         f"n_beta={settings['n_beta']:g}, eps gamma={settings['relaxation']:g}, "
-        f"{settings['chains']} chains x {settings['draws'] - settings['discard']} draws at each of "
-        f"{len(gammas)} values of gamma; regimes: {listed}"
+        f"{settings['chains']} chains x {settings['draws'] - settings['discard']} draws; "
+        f"{_scale(table)}"
     )
-    found = {}
-    for name, kind in (("gamma.small_hierarchy", "hierarchy"), ("gamma.small_colour", "color")):
-        along = cells.value.loc[(ALONE, f"{kind}_lift")]
-        beside = {f"at {gamma:g}": along[gamma] for gamma in gammas}
-        found[name] = _change(
-            trend, kind, len(gammas), _lift_setting(settings, scale), beside, limits
-        )
+    found = {
+        "gamma.small_hierarchy": _change(table, LIFT, (HIERARCHY, MAGNITUDE), scale),
+        "gamma.small_colour": _change(table, COLOR_LIFT, (COLOR,), scale),
+    }
     write_claims(found, output)
 
 
-def _on_line(table: pd.DataFrame, base: dict) -> pd.DataFrame:
-    """Rows of the settings that differ from ``base`` in gamma alone."""
-    return table[(table.n_beta == base["n_beta"]) & (table.step_size == base["step_size"])]
+def _gammas(table: pd.DataFrame) -> np.ndarray:
+    gammas = table.gamma[np.isfinite(table.gamma)].unique()
+    return np.sort(gammas)
 
 
-def _lift_setting(settings: dict, scale: str) -> str:
-    return (
-        f"lift of {settings['neighbors']} neighbors by the draws alone; {scale}; spread: jackknife "
-        "over draws or sd of renamed inputs, whichever is larger"
+def _scale(table: pd.DataFrame) -> str:
+    rise = table[table.statistic == "rise"].sort_values("gamma")
+    return "rise of the mean loss " + ", ".join(
+        f"{row.value:.2g} nats at gamma {row.gamma:g}" for row in rise.itertuples()
     )
 
 
-def _change(
-    trend: pd.DataFrame, kind: str, gammas: int, setting: str, beside: dict, limits: pd.Series
-) -> dict:
-    """The change of a lift along gamma; not counted as tested unless the ranks say the same."""
-    row = trend.loc[(ALONE, f"{kind}_lift")]
-    beside = {**beside, "Spearman": row.spearman, "p": row.p}
-    if f"{kind}_lift" in limits:
-        beside["exact limit"] = limits[f"{kind}_lift"]
-    # A trend that the ranks do not show leaves the claim unresolved: no error, no judgement.
-    resolved = row.p < 0.05 and row.spearman * row.change > 0
-    error = row.change_error if resolved else None
-    return measured(row.change, error, gammas, setting, beside=beside)
+def _change(table: pd.DataFrame, lift: str, correlations: tuple[str, ...], scale: str) -> dict:
+    """From the lowest gamma to the highest; correlations without noise stand beside the lift."""
+    change = table[table.statistic == f"change of {lift}"].iloc[0]
+    beside = {}
+    for name in (lift, *correlations):
+        for row in table[table.statistic == name].sort_values("gamma").itertuples():
+            where = f"gamma {row.gamma:g}" if np.isfinite(row.gamma) else "the exact limit"
+            beside[f"{name} at {where}"] = row.value
+    return measured(
+        change.value,
+        float(np.hypot(change.error_draws, change.error_classes)),
+        len(_gammas(table)),
+        f"{scale}; spread: jackknife over draws and over classes",
+        beside=beside,
+    )

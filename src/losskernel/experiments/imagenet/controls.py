@@ -125,7 +125,7 @@ def _rows(
     depths = np.arange(1, depth.max() + 1)
     ks = settings["lift_neighbors"]
     eligible = len(labels) - np.bincount(labels).max()
-    ks = [k for k in ks if k <= min(settings["neighbors"], eligible)]
+    ks = [k for k in ks if k <= min(max(settings["lift_neighbors"]), eligible)]
     graph, _ = neighbors_by_distance(
         kernel_distances(similarity), max(ks), exclude_labels=labels if removed else None
     )

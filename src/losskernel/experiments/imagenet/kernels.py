@@ -2,114 +2,116 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from losskernel.errors import DataError, TraceError
-from losskernel.kernel.control_variate import limit_kernel, normalize
-from losskernel.kernel.estimate import Draws
-from losskernel.sampling.probe import Probe
-from losskernel.trace import LossTrace
+from losskernel.errors import TraceError
+from losskernel.kernel.control_variate import normalize
+from losskernel.kernel.stored import StoredKernel
 
-SAMPLED = "loss kernel"
-ALONE = "loss kernel, draws alone"
 LIMIT = "exact limit"
-LIMIT_K = "exact limit, not normalized"
-FEATURES = "penultimate features"
-NULL = "time-shifted null"
+FEATURES = "features"
 
 
-def left_out(draws: Draws, blocks: int) -> list[Draws]:
-    """The draws that remain when the jackknife leaves out each part in turn.
-
-    A part is a chain where there are at least ``blocks`` of them, else a stretch of time in all
-    chains, one of ``blocks``: stretches of fewer chains than that leave more of the run.
-
-    Raises:
-        DataError: there are fewer draws than stretches.
-    """
-    chains, number, _ = draws.losses.shape
-    if chains >= blocks:
-        return [_chains(draws, np.arange(chains) != chain) for chain in range(chains)]
-    if number < blocks:
-        raise DataError(
-            f"jackknife_blocks = {blocks}: {number} draws a chain do not make so many stretches; "
-            "ask for fewer"
-        )
-    stretches = np.array_split(np.arange(number), blocks)
-    return [draws.at(np.setdiff1d(np.arange(number), some)) for some in stretches]
-
-
-def _chains(draws: Draws, keep: np.ndarray) -> Draws:
-    linear = None if draws.linear is None else draws.linear[keep]
-    return replace(draws, losses=draws.losses[keep], linear=linear)
+def name_of(gamma: float) -> str:
+    """What a kernel of the probe is called in tables and figures."""
+    return f"γ = {gamma:,.0f}"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a trace, its exact limit and the features of its inputs have to say about the inputs.
+    """Kernels of the same inputs: at several localizations, their limit, and of the features.
 
     Attributes:
-        trace: the trace.
-        draws: its losses, with the control variate if the limit is known.
-        features: (input, input) cosine of penultimate features.
+        stored: of each localization, the largest first.
+        headline: the localization that the claims are judged at.
+        gram: Gram matrix of the gradients at the trained weights, ``(input, input)``, or None.
+        features: cosine of centered penultimate features, ``(input, input)``.
     """
 
-    trace: LossTrace
-    draws: Draws
-    features: np.ndarray
+    stored: tuple[StoredKernel, ...]
+    headline: float
+    gram: NDArray | None
+    features: NDArray
 
     @classmethod
-    def load(cls, trace: Path, features: Path, limit: Path | None) -> Sources:
-        """Read the files; rows of the features are found by the names of the trace's inputs.
+    def load(
+        cls, kernels: list[Path], features: Path, limit: Path | None, headline: float
+    ) -> Sources:
+        """Read the files; rows of the features are found by the names of the inputs.
 
         Raises:
-            TraceError: the limit belongs to other weights or inputs than the trace.
+            TraceError: kernels or limit are of other inputs or weights than each other, or none of
+                the kernels is at ``headline``.
         """
-        loaded = LossTrace.load(trace)
-        return cls(
-            loaded, _draws(loaded, limit), feature_kernel(features, loaded.coordinate("name"))
-        )
+        loaded = sorted((StoredKernel.load(path) for path in kernels), key=lambda k: -k.gamma)
+        first = loaded[0]
+        for other, path in zip(loaded, kernels, strict=True):
+            if not np.array_equal(other.coordinates["name"], first.coordinates["name"]):
+                raise TraceError(f"{path}: of other inputs than {kernels[0]}; make both again")
+        if headline not in {kernel.gamma for kernel in loaded}:
+            raise TraceError(
+                f"no kernel at gamma = {headline:g}, the headline; add it to the probes"
+            )
+        gram = None if limit is None else _gram(limit, first)
+        names = first.coordinates["name"]
+        return cls(tuple(loaded), headline, gram, feature_kernel(features, names))
 
     @property
-    def labels(self) -> np.ndarray:
-        return self.trace.coordinate("label")
+    def labels(self) -> NDArray:
+        return self.stored[0].coordinates["label"]
+
+    @property
+    def names(self) -> NDArray:
+        return self.stored[0].coordinates["name"]
+
+    @property
+    def main(self) -> StoredKernel:
+        """The kernel of the headline."""
+        return next(kernel for kernel in self.stored if kernel.gamma == self.headline)
+
+    def at(self, name: str) -> StoredKernel | None:
+        """The kernel of that name, if it is one of the probe."""
+        return next((kernel for kernel in self.stored if name_of(kernel.gamma) == name), None)
 
     @cached_property
-    def kernels(self) -> dict[str, np.ndarray]:
-        """Similarity of every pair by each kernel; the limits only where gradients are known."""
-        found = {SAMPLED: self.draws.r}
-        if self.draws.known is not None:
-            found[ALONE] = self.draws.alone.r
-            found[LIMIT] = normalize(self.draws.known)
-            found[LIMIT_K] = self.draws.known
+    def kernels(self) -> dict[str, NDArray]:
+        """Similarity of every pair by each kernel, the limit only where gradients are known."""
+        found = {name_of(kernel.gamma): kernel.r for kernel in self.stored}
+        if self.gram is not None:
+            found[LIMIT] = normalize(self.gram)
         return found | {FEATURES: self.features}
 
+    @property
+    def variances(self) -> dict[str, NDArray]:
+        """Self-covariances, ``(input,)``, of the kernels that have them."""
+        found = {name_of(kernel.gamma): kernel.self_covariance for kernel in self.stored}
+        return found if self.gram is None else found | {LIMIT: np.diag(self.gram)}
 
-def feature_kernel(features: Path, names: np.ndarray) -> np.ndarray:
-    """Cosine of the features of the named inputs, (input, input)."""
+
+def feature_kernel(features: Path, names: NDArray) -> NDArray:
+    """Cosine of the features of the named inputs, (input, input), their mean taken off.
+
+    With the mean all cosines are positive, and "most opposed" means nothing.
+    """
     with np.load(features) as stored:
         position = {name: i for i, name in enumerate(stored["name"])}
         values = stored["features"][[position[name] for name in names]].astype(np.float64)
+    values -= values.mean(axis=0)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     return values @ values.T
 
 
-def _draws(trace: LossTrace, limit: Path | None) -> Draws:
-    if limit is None:
-        return Draws(trace.losses)
-    probe = json.loads(trace.attributes["probe"])
+def _gram(limit: Path, kernel: StoredKernel) -> NDArray:
     with np.load(limit) as stored:
         for key in ("weights_sha256", "inputs_sha256"):
-            if str(stored[key]) != trace.attributes[key]:
+            if str(stored[key]) != kernel.attributes[key]:
                 raise TraceError(
-                    f"{limit}: made with another {key} than the trace; make both from one model "
+                    f"{limit}: made with another {key} than the kernels; make both from one model "
                     "and one set of images"
                 )
-        # The chain is stationary, and long against its relaxation.
-        known = limit_kernel(stored["gram"], Probe.read(probe).free)
-    return Draws(trace.losses, trace.dataset["linear"].values[~trace.diverged], known)
+        return stored["gram"]

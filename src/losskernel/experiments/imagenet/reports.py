@@ -1,11 +1,10 @@
-"""Experiment 2 in words and tables: neighbors of named images, which kernel leads, the claims.
+"""Experiment 2 in words and tables: neighbors of named images, and the claims.
 
 Each function is one rule of ``workflow/rules/imagenet.smk``.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,8 @@ import pandas as pd
 
 from losskernel.errors import ConfigError
 from losskernel.experiments.claims import measured, write_claims
-from losskernel.experiments.imagenet.kernels import ALONE, FEATURES, LIMIT, SAMPLED, Sources
-from losskernel.experiments.imagenet.measures import MEASURES, distances
+from losskernel.experiments.imagenet.kernels import Sources, name_of
+from losskernel.experiments.imagenet.measures import distances
 from losskernel.files import atomic_path
 from losskernel.kernel.neighbors import neighbors_by_distance
 from losskernel.semantics.lift import mean_pair_depth
@@ -32,18 +31,10 @@ NEIGHBOR_COLUMNS = (
     "common_hypernym",
     "common_hypernym_depth",
 )
-LEADERS = (SAMPLED, LIMIT, FEATURES)
-FAMILIES = {
-    "Spearman correlation with WordNet similarity": "spearman",
-    "Spearman correlation of the magnitude": "spearman_magnitude",
-    "lift of the nearest neighbors": "lift",
-    "depth of the common hypernym of the nearest neighbors": "common_depth",
-    "agreement of clusters with the hierarchy (AMI)": "ami",
-}
 
 
 def neighbors(
-    trace: Path,
+    kernels: list[Path],
     features: Path,
     hierarchy: Path,
     settings: dict,
@@ -58,7 +49,8 @@ def neighbors(
     Raises:
         ConfigError: a chosen class is not in the hierarchy.
     """
-    sources, tree = Sources.load(trace, features, limit), Hierarchy.from_file(hierarchy)
+    sources = Sources.load(kernels, features, limit, settings["headline"])
+    tree = Hierarchy.from_file(hierarchy)
     unknown = sorted(set(settings["named_classes"]) - set(tree.names))
     if unknown:
         raise ConfigError(
@@ -66,13 +58,10 @@ def neighbors(
             f"{hierarchy}"
         )
     labels, count = sources.labels, settings["named_neighbors"]
-    image = sources.trace.coordinate("name")
+    image = sources.names
     depth = tree.lowest_common_hypernym_depth
     rows = []
-    for kernel in settings["map_kernels"]:
-        similarity = sources.kernels.get(kernel)
-        if similarity is None:
-            continue
+    for kernel, similarity in sources.kernels.items():
         graphs = {
             "nearest": neighbors_by_distance(distances(similarity), count, labels)[0],
             "opposed": neighbors_by_distance(similarity - similarity.min(), count, labels)[0],
@@ -130,131 +119,80 @@ def _neighbors_markdown(found: pd.DataFrame, chance: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def leaders(statistics: Path, output: Path, output_markdown: Path) -> None:
-    """Which kernel follows the hierarchy most closely, statistic by statistic, and in a sentence.
-
-    Of the sampled kernel, its exact limit and the features. A statistic is level where the sampled
-    kernel's value lies within two of its standard errors of the leader's.
-    """
-    table = pd.read_csv(statistics)
-    rows = []
-    for family, prefix in FAMILIES.items():
-        chosen = table[table.statistic.map(_family) == prefix]
-        for key, cell in chosen.groupby(["statistic", "depth", "k"], dropna=False, sort=False):
-            cell = cell.set_index("kernel").reindex(
-                [name for name in LEADERS if name in set(cell.kernel)]
-            )
-            if cell.value.isna().any() or cell.value.nunique() == 1:
-                continue  # a lift whose base rate is 0, or a depth that every pair reaches
-            sampled, leader = cell.loc[SAMPLED], cell.value.idxmax()
-            gap = cell.value.max() - sampled.value
-            rows.append(
-                {
-                    "family": family,
-                    **dict(zip(("statistic", "depth", "k"), key, strict=True)),
-                    "leader": leader,
-                    **{f"value, {name}": value for name, value in cell.value.items()},
-                    "standard_error": sampled.standard_error,
-                    "level": leader != SAMPLED and gap <= 2 * sampled.standard_error,
-                    "above_null": sampled.value > sampled.null_high,
-                }
-            )
-    found = pd.DataFrame(rows)
-    with atomic_path(output) as temporary:
-        found.to_csv(temporary, index=False, float_format="%.6g")
-    with atomic_path(output_markdown) as temporary:
-        temporary.write_text(_leaders_markdown(found))
-
-
-def _family(statistic: str) -> str:
-    """A statistic without the name of the WordNet similarity behind it."""
-    for measure in MEASURES:
-        statistic = statistic.removesuffix(f"_{measure}")
-    return statistic
-
-
-def _leaders_markdown(found: pd.DataFrame) -> str:
-    kernels = [name for name in LEADERS if f"value, {name}" in found]
-    counts = found.leader.value_counts()
-    led = ", ".join(f"{name} {counts.get(name, 0)}" for name in kernels)
-    lines = [
-        "# Which kernel follows the hierarchy most closely",
-        "",
-        f"Of {len(found)} statistics the highest value is that of: {led}. In "
-        f"{int(found.level.sum())} of those that another leads, the sampled kernel is within two "
-        f"standard errors. It lies above 97.5 % of its label permutations in "
-        f"{int(found.above_null.sum())} of {len(found)}.",
-        "",
-        "| family | statistics | " + " | ".join(f"{name} leads" for name in kernels) + " | level "
-        "| sampled above null |",
-        "| " + " | ".join("-" for _ in range(len(kernels) + 4)) + " |",
-    ]
-    for family, rows in found.groupby("family", sort=False):
-        counts = rows.leader.value_counts()
-        cells = [len(rows), *(counts.get(name, 0) for name in kernels)]
-        cells += [int(rows.level.sum()), int(rows.above_null.sum())]
-        lines.append(f"| {family} | " + " | ".join(str(cell) for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def claims(
-    analysis: Path, statistics: Path, regions: Path, leaders: Path, settings: dict, output: Path
-) -> None:
-    """Rows of the comparison with the paper; ``settings`` name the neighbors and the depth."""
-    with np.load(analysis) as stored:
-        run = json.loads(str(stored["summary"]))["convergence"]
-    table, where = pd.read_csv(statistics), pd.read_csv(regions)
-    k, depth = settings["claim_neighbors"], settings["claim_depth"]
-    found, best = table.set_index(["statistic", "kernel"]), pd.read_csv(leaders)
+def claims(statistics: Path, headline: Path, regions: Path, settings: dict, output: Path) -> None:
+    """Rows of the comparison with the paper, of the kernel at the headline's localization."""
+    table, where, best = (pd.read_csv(path) for path in (statistics, regions, headline))
+    k, depth, name = settings["claim_neighbors"], settings["claim_depth"], settings["headline"]
+    name = name_of(name)
+    facts = best[best.kernel == name].set_index("statistic")
+    value = facts.value
     scale = (
-        f"{run['inputs']} inputs, {run['chains']} chains x {run['draws']} draws, "
-        f"noise floor {run['noise_floor']:.3f}"
+        f"{value['inputs']:.0f} inputs, {settings['model']}, Gaussian probe of all weights at "
+        f"{name}, {value['pairs']:.0f} gradient pairs, rise of the mean loss {value['rise']:.2f} "
+        f"nats, reliability {value['reliability']:.2f}"
     )
-    if ALONE in set(table.kernel):
-        scale += ", linear part as control variate"
-    draws = run["chains"] * run["draws"]
     at = table[(table.k == k) & (table.depth == depth)].set_index(["statistic", "kernel"])
-    lift, opposed = (at.loc[name] for name in ("lift", "opposed_lift"))
-    ranks = found.loc["spearman_wu_palmer"]
-    magnitude = found.loc["spearman_magnitude_wu_palmer"]
-    region = where[where.kernel == SAMPLED]
+    null = at.null_high.loc[("lift", name)]
+    region = where[where.kernel == name]
     dense = region[region.lift > region.null_high].region
-    counts = {
-        f"highest of {len(best)} statistics: {name}": n
-        for name, n in best.leader.value_counts().items()
+
+    def error(statistic: str) -> float:
+        row = facts.loc[statistic]
+        return float(np.hypot(row.error_draws, row.error_classes))
+
+    def beside(statistic: str, what: str = "") -> dict[str, float]:
+        rows = best[(best.statistic == statistic) & (best.kernel != name)]
+        return {f"{what}{row.kernel}": row.value for row in rows.itertuples()}
+
+    opposed = "lift of the most opposed"
+    spread = "spread: jackknife over draws and over classes"
+    ranks = table[(table.statistic == "spearman_wu_palmer") & (table.kernel == name)].iloc[0]
+    # In units of the corrected correlation: permuted classes leave the reliability as it is.
+    bound = ranks.null_high / np.sqrt(value["reliability"])
+    rows = {
+        "imagenet.inputs": measured(value["inputs"], None, 1, scale),
+        "imagenet.lift": measured(
+            value["lift"],
+            error("lift"),
+            int(value["pairs"]),
+            f"k={k}, depth {depth}; {scale}; {spread}; null: permuted classes; regions above "
+            f"theirs: {', '.join(dense) or 'none'}",
+            null=null,
+            beside={
+                **beside("lift"),
+                f"most opposed, {name}": value[opposed],
+                **beside(opposed, "most opposed, "),
+            },
+        ),
+        "imagenet.spearman": measured(
+            value["correlation"],
+            error("correlation"),
+            int(value["pairs"]),
+            f"correlation over pairs with Wu-Palmer similarity, over the root of the reliability; "
+            f"{scale}; {spread}; null: permuted classes",
+            null=bound,
+            beside={
+                **beside("correlation"),
+                f"magnitude |R|, {name}": value["correlation of the magnitude"],
+                **beside("correlation of the magnitude", "magnitude |R|, "),
+            },
+        ),
+        "imagenet.reliability": measured(
+            value["reliability"],
+            None,
+            int(value["pairs"]),
+            f"of R over pairs of inputs, from independent halves by Spearman and Brown; {scale}",
+            beside={f"half, {name}": value["reliability of a half"]} | beside("reliability"),
+        ),
     }
-    inside = LIMIT in ranks.index and ranks.value[LIMIT] <= ranks.null_high[LIMIT]
-    write_claims(
-        {
-            "imagenet.inputs": measured(run["inputs"], None, 1, scale),
-            "imagenet.lift": measured(
-                lift.value[SAMPLED],
-                lift.standard_error[SAMPLED],
-                draws,
-                f"k={k}, depth {depth}; {scale}; spread: jackknife over draws; null: shuffled "
-                f"labels; regions above their null: {', '.join(dense) or 'none'}",
-                null=lift.null_high[SAMPLED],
-                beside={**_beside(lift), **_beside(opposed, "most opposed inputs, "), **counts},
-            ),
-            "imagenet.spearman": measured(
-                ranks.value[SAMPLED],
-                # Near a limit that is within its own null, a kernel above its null is no support.
-                None if inside else ranks.standard_error[SAMPLED],
-                draws,
-                f"Wu-Palmer similarity; {scale}; spread: jackknife over draws; null: shuffled "
-                f"labels{'; the exact limit is within its null' if inside else ''}",
-                null=ranks.null_high[SAMPLED],
-                beside={**_beside(ranks), **_beside(magnitude, "magnitude |R|, ")},
-            ),
-            "imagenet.cost_gpu_hours": measured(
-                None, None, None, f"sampled on {run['device']}; {scale}", tested=False
-            ),
-        },
-        output,
+    if "signed excess" in facts.index:
+        rows["imagenet.signed_excess"] = measured(
+            value["signed excess"],
+            error("signed excess"),
+            int(value["pairs"]),
+            f"imagenet.spearman less that of the exact limit; {scale}; {spread}, paired",
+        )
+    rows["imagenet.cost_gpu_hours"] = measured(
+        None, None, None, f"computed on a CPU; {scale}", tested=False
     )
-
-
-def _beside(cells: pd.DataFrame, what: str = "") -> dict[str, float]:
-    """The statistic of every kernel, by what it is of."""
-    shown = [name for name in (SAMPLED, ALONE, LIMIT, FEATURES) if name in cells.index]
-    return {f"{what}{name}": cells.value[name] for name in shown}
+    write_claims(rows, output)

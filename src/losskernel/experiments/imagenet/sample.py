@@ -1,7 +1,7 @@
 """Experiment 2: the loss kernel of an image classifier against the WordNet hierarchy.
 
 Section 4.2 of the paper. Each function is one rule of ``workflow/rules/imagenet.smk``. What needs
-images (:func:`sample`, :func:`features`, :func:`evaluate`) writes intermediates without a pixel in
+images (:func:`kernel`, :func:`features`, :func:`evaluate`) writes intermediates without a pixel in
 them; :mod:`losskernel.experiments.imagenet.analyze` reads those.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +18,17 @@ from torch import Tensor
 
 from losskernel.data.images import WnidImages, imagenet_wnids, load_images
 from losskernel.files import atomic_path
-from losskernel.gradients.linear_response import linear_part, write_coupled_displacements
-from losskernel.gradients.per_sample import Gradients, per_sample_gradients
+from losskernel.gradients.covariance import gradient_covariance
+from losskernel.gradients.per_sample import per_sample_gradients
+from losskernel.kernel.stored import StoredKernel
 from losskernel.models.features import penultimate_features
 from losskernel.models.loader import Classifier, load_classifier
 from losskernel.progress import bar
-from losskernel.sampling.inputs import state_fingerprint
-from losskernel.sampling.probe import Probe
-from losskernel.sampling.sample import cross_entropy, sample_losses
+from losskernel.sampling.inputs import Inputs, state_fingerprint
+from losskernel.sampling.sample import cross_entropy
 from losskernel.seeds import numpy_generator
 from losskernel.semantics.wordnet import Hierarchy
-from losskernel.trace import LossTrace, concatenate
+from losskernel.trace import provenance
 
 
 def _load(settings: dict) -> tuple[Classifier, WnidImages, tuple[Tensor, Tensor]]:
@@ -63,71 +62,40 @@ def generate(settings: dict, output: Path) -> None:
                 Image.fromarray(pixels).save(temporary)
 
 
-def sample(settings: dict, chain: int, journal: Path, output: Path) -> None:
-    """Sample one chain around the published weights, resumable, into a loss trace.
+def kernel(settings: dict, gamma: float, pairs: int, journal: Path, output: Path) -> None:
+    """The kernel at one localization, from gradients at pairs of draws; resumable.
 
-    The minibatch gradients come from the probe images themselves: the training set of the published
-    network is not assumed to be there.
+    Gaussian probe around the published weights, all of them; the same normal draws at every gamma.
     """
     classifier, images, data = _load(settings)
-    sampling = dict(settings["sampling"])
-    sampling.pop("chains")
-    trace = sample_losses(
+    found = gradient_covariance(
         classifier.model,
         data,
-        Probe(**settings["probe"]),
+        gamma=gamma,
+        pairs=pairs,
+        groups=min(settings["groups"], pairs - pairs % 2),
+        width=settings["width"],
         seed=settings["seed"],
-        chains=1,
-        chain_ids=[chain],
         journal=journal,
-        input_coords={"label": images.labels, "wnid": images.wnids, "name": images.names},
-        **sampling,
+        device=settings["device"],
     )
-    trace.dataset.attrs |= {
+    attributes = {
         "model": settings["model"],
         "weights": Path(settings["weights"]).name,
         "image_size": settings["image_size"] or 0,
-        **images.provenance,
+        "seed": settings["seed"],
+        "weights_sha256": state_fingerprint(classifier.model),
+        "inputs_sha256": Inputs(data).fingerprint(),
+        **provenance(),
     }
-    trace.save(output)
+    coordinates = {"label": images.labels, "wnid": images.wnids, "name": images.names}
+    StoredKernel.of(found, coordinates, attributes).save(output)
 
 
 def gradients(settings: dict, output: Path) -> None:
     """Loss gradient of every image at the published weights: 2 bytes an image and parameter."""
     classifier, _, data = _load(settings)
-    sampling = settings["sampling"]
-    per_sample_gradients(
-        classifier.model,
-        data,
-        output,
-        parameters=sampling.get("parameters", "trainable"),
-        device=sampling.get("device", "cpu"),
-    )
-
-
-def join(
-    traces: list[Path],
-    journals: list[Path],
-    output: Path,
-    gradients: Path | None = None,
-) -> None:
-    """Join the chains of one setting into one trace, each cut to the shortest chain's draws.
-
-    With ``gradients``, the trace carries the linear part of every loss, at the displacement of a
-    chain without the loss that the same noise moves.
-    """
-    loaded = [LossTrace.load(trace) for trace in traces]
-    draws = min(trace.dataset.sizes["draw"] for trace in loaded)
-    joined = concatenate([LossTrace(t.dataset.isel(draw=slice(draws))) for t in loaded])
-    if gradients is not None:
-        with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
-            coupled = [Path(scratch) / str(number) for number in range(len(journals))]
-            for journal, folder in zip(journals, coupled, strict=True):
-                write_coupled_displacements(journal, folder)
-            linear = np.full(joined.dataset["loss"].shape, np.nan, np.float32)
-            linear[~joined.diverged] = linear_part(Gradients.load(gradients), coupled, draws)
-        joined = LossTrace(joined.dataset.assign(linear=(joined.dataset["loss"].dims, linear)))
-    joined.save(output)
+    per_sample_gradients(classifier.model, data, output, device=settings["device"])
 
 
 def features(settings: dict, output: Path) -> None:
