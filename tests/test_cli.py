@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from losskernel import LossTrace, correlation, covariance, self_covariance
 from losskernel.cli import EXAMPLES, HERE, _command_parser, main
+from losskernel.kernel.stored import StoredKernel
 from losskernel.sampling.journal import Journal
 
 PROBE_TOLD = '{"gamma": 7, "n_beta": 1, "step_size": 0.01}'
@@ -29,8 +30,9 @@ SETTINGS = {
     "max_inputs": None,
     "skip_unreadable": False,
     "seed": 0,
-    "probe": {"n_beta": 10, "gamma": 1e4, "step_size": 1e-5},
-    "sampling": {"chains": 1, "draws": 4, "batch_size": 2, "eval_batch_size": 4},
+    "width": 4096,
+    "groups": 4,
+    "device": "cpu",
 }
 
 
@@ -80,11 +82,11 @@ def refusal(capsys, folder, *arguments) -> str:
     return errors[0]
 
 
-def sample(folder, **changes):
+def kernel(folder, journal="journal", output="kernel.npz", **changes):
     return (
-        *("workflow", "imagenet.sample", "sample", "--chain", 0, "--settings"),
+        *("workflow", "imagenet.sample", "kernel", "--gamma", 1e4, "--pairs", 4, "--settings"),
         json.dumps(SETTINGS | {"image_folder": str(folder)} | changes),
-        *("--journal", folder.parent / "journal", "--output", folder.parent / "trace.nc"),
+        *("--journal", folder.parent / journal, "--output", folder.parent / output),
     )
 
 
@@ -173,30 +175,30 @@ def test_too_many_neighbors_and_an_unknown_label_are_named(trace, tmp_path, caps
 
 
 def test_a_missing_image_folder_is_named(images, capsys):
-    said = refusal(capsys, images.parent, *sample(images.with_name("nowhere")))
+    said = refusal(capsys, images.parent, *kernel(images.with_name("nowhere")))
     assert "nowhere: no such image folder" in said
 
 
 def test_an_empty_image_folder_is_named(images, capsys):
     empty = images.with_name("empty")
     (empty / TENCH).mkdir(parents=True)
-    assert f"{empty}: holds no images" in refusal(capsys, images.parent, *sample(empty))
+    assert f"{empty}: holds no images" in refusal(capsys, images.parent, *kernel(empty))
 
 
 def test_a_folder_that_is_not_named_by_a_wnid_is_named(images, capsys):
     (images / TENCH).rename(images / "tench")
-    said = refusal(capsys, images.parent, *sample(images))
+    said = refusal(capsys, images.parent, *kernel(images))
     assert "tench: not named by a wnid" in said
 
 
 def test_a_truncated_jpeg_is_named_and_skipped_only_when_asked_to(images, capsys):
     broken = images / GOLDFISH / "1.JPEG"
     broken.write_bytes(broken.read_bytes()[:500])
-    said = refusal(capsys, images.parent, *sample(images))
+    said = refusal(capsys, images.parent, *kernel(images))
     assert str(broken) in said and "skip_unreadable" in said
-    assert run(*sample(images, skip_unreadable=True)) == 0
-    trace = LossTrace.load(images.with_name("trace.nc"))
-    assert trace.coordinate("name").tolist() == [
+    assert run(*kernel(images, skip_unreadable=True)) == 0
+    found = StoredKernel.load(images.with_name("kernel.npz"))
+    assert found.coordinates["name"].tolist() == [
         f"{TENCH}/0.JPEG",
         f"{TENCH}/1.JPEG",
         f"{GOLDFISH}/0.JPEG",
@@ -206,18 +208,18 @@ def test_a_truncated_jpeg_is_named_and_skipped_only_when_asked_to(images, capsys
 def test_weights_that_do_not_fit_are_named(images, capsys):
     path = images.with_name("weights.safetensors")
     save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), path)
-    said = refusal(capsys, images.parent, *sample(images, weights=str(path)))
+    said = refusal(capsys, images.parent, *kernel(images, weights=str(path)))
     assert f"{path}: 'fc.weight' has shape (10, " in said and "(1000, " in said
     save_file(timm.create_model("test_vit").state_dict(), path)
-    said = refusal(capsys, images.parent, *sample(images, weights=str(path)))
+    said = refusal(capsys, images.parent, *kernel(images, weights=str(path)))
     assert "weights of another architecture" in said
     path.write_bytes(b"no tensors")
-    said = refusal(capsys, images.parent, *sample(images, weights=str(path)))
+    said = refusal(capsys, images.parent, *kernel(images, weights=str(path)))
     assert f"{path}: unreadable as weights" in said
 
 
 def test_an_unknown_model_is_named(images, capsys):
-    said = refusal(capsys, images.parent, *sample(images, model="timm:no_such_model"))
+    said = refusal(capsys, images.parent, *kernel(images, model="timm:no_such_model"))
     assert "no_such_model" in said
 
 
@@ -245,14 +247,15 @@ def test_the_installed_command_ends_with_status_1_and_one_line(tmp_path):
 
 
 def test_numbers_do_not_depend_on_the_state_of_the_global_generator(images):
-    """A control of the sampling through the command line: same seed, same trace."""
-    assert run(*sample(images)) == 0
-    first = LossTrace.load(images.with_name("trace.nc")).losses
+    """A control of the sampling through the command line: same seed, same kernel."""
+    assert run(*kernel(images)) == 0
     torch.manual_seed(123)
-    output = images.with_name("again.nc")
-    command = sample(images)
-    assert run(*command[:-3], images.with_name("journal-2"), "--output", output) == 0
-    np.testing.assert_array_equal(LossTrace.load(output).losses, first)
+    assert run(*kernel(images, "journal-2", "again.npz")) == 0
+    first, again = (
+        StoredKernel.load(images.with_name(name)) for name in ("kernel.npz", "again.npz")
+    )
+    np.testing.assert_array_equal(again.r, first.r)
+    np.testing.assert_array_equal(again.losses, first.losses)
 
 
 def shown(capsys, *arguments) -> str:
@@ -267,10 +270,10 @@ def test_help_shows_what_a_user_calls_with_examples_and_keeps_the_steps_of_the_w
     capsys,
 ):
     said = shown(capsys, "--help")
-    assert "trace Tools for any saved trace" in said and "gain" not in said
+    assert "trace Tools for any saved trace" in said and "imagenet.figures" not in said
     assert all(" ".join(example.split()) in said for example in EXAMPLES.values())
     steps = shown(capsys, "workflow", "--help")
-    assert "gain.figures Figure of the control variate" in steps
+    assert "imagenet.figures Figures of experiment 2" in steps
     assert "arithmetic.setup" not in steps  # writes nothing, so it is no step
 
 
