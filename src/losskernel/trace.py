@@ -108,6 +108,14 @@ class LossTrace:
         """Settings and provenance."""
         return dict(self.dataset.attrs)
 
+    @property
+    def identity(self) -> str:
+        """What the losses are of, as JSON, for files that are made from them."""
+        kept = (*_IDENTITY, *_OF_CHAINS, "loss", "behavior", "seed", "burn_in", "steps_per_draw")
+        found = {key: self.attributes[key] for key in kept if key in self.attributes}
+        found["chains"] = self.dataset["chain"].values.tolist()
+        return json.dumps(found, sort_keys=True, default=lambda value: value.item())
+
     def coordinate(self, name: str) -> np.ndarray:
         """A per-input coordinate such as ``label``, ``(input,)``.
 
@@ -221,25 +229,36 @@ def checked_coords(given: Mapping[str, ArrayLike] | None, inputs: int) -> dict[s
 
 # What must agree for traces to be draws of one probe distribution on the same inputs.
 _IDENTITY = ("probe", "parameters", "weights_sha256", "inputs_sha256")
+# And of chains, which follow the loss of their data.
+_OF_CHAINS = ("data_sha256", "data_size", "batch_size")
 
 
 def concatenate(traces: list[LossTrace], dimension: str = "chain") -> LossTrace:
     """Join traces of the same probe and inputs along ``chain`` (or ``draw``).
 
     Raises:
-        TraceError: they differ in probe settings, weights, inputs, loss function or, along
-            ``chain``, draws (along ``draw``, chains), repeat a chain (a seed), or there are none.
+        TraceError: they differ in probe settings, weights, inputs, loss function, what the model
+            computes, training data, batch size or, along ``chain``, draws (along ``draw``,
+            chains), repeat a chain (a seed), or there are none.
     """
     if not traces:
         raise TraceError("no traces to join; give at least one")
     first = traces[0].attributes
     for other in (trace.attributes for trace in traces[1:]):
-        for key in _IDENTITY:
+        # Of traces from before behavior was kept, what one lacks is not compared.
+        told = "behavior" in first and "behavior" in other
+        of_chains = [key for key in _OF_CHAINS if told or (key in first and key in other)]
+        for key in (*_IDENTITY, *of_chains):
             if first.get(key) != other.get(key):
                 raise TraceError(
                     f"traces differ in {key} ({first.get(key)}, {other.get(key)}); "
                     "join only draws of one probe distribution"
                 )
+        if not behave_alike(first.get("behavior"), other.get("behavior")):
+            raise TraceError(
+                "traces differ in what the model or the loss computes from the same weights "
+                f"({first['behavior']}, {other['behavior']}); join only draws of one"
+            )
         if _other_loss(first.get("loss", ""), other.get("loss", "")):
             raise TraceError(
                 f"traces differ in their loss function ({first['loss']}, {other['loss']}); join "
@@ -290,3 +309,22 @@ def _other_loss(first: str, second: str) -> bool:
 def settings_attribute(settings: dict) -> str:
     """Settings as one line of JSON, for a trace attribute."""
     return json.dumps(settings, sort_keys=True)
+
+
+def behave_alike(first: str | None, second: str | None) -> bool:
+    """Whether two fingerprints of what is computed agree within rounding, or one is not known.
+
+    Args:
+        first, second: from :func:`losskernel.sampling.checks.check_losses`.
+    """
+    if not (first and second):  # of a run from before it was kept
+        return True
+    here, there = json.loads(first), json.loads(second)
+    for name in here.keys() & there.keys() - {"tolerance"}:
+        one, other = (np.atleast_1d(np.asarray(of[name], float)) for of in (here, there))
+        if one.shape != other.shape:
+            return False
+        allowed = here["tolerance"] * np.fmax(np.abs(one), np.nanmean(np.abs(one)))
+        if (~(np.abs(one - other) <= allowed) & ~(np.isnan(one) & np.isnan(other))).any():
+            return False
+    return True

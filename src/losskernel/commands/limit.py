@@ -7,6 +7,8 @@ own matter.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +16,14 @@ import numpy as np
 from losskernel.commands.trace import Center
 from losskernel.errors import TraceError
 from losskernel.files import atomic_path
-from losskernel.gradients.linear_response import (
-    displacement_probe,
-    linear_part,
-    write_coupled_displacements,
-)
 from losskernel.gradients.linear_response import gram as gram_matrix
+from losskernel.gradients.linear_response import linear_part, write_coupled_displacements
 from losskernel.gradients.per_sample import Gradients
 from losskernel.kernel.control_variate import control_variate_kernel, limit_kernel, normalize
+from losskernel.sampling.journal import JournalHead
+from losskernel.sampling.parameters import select_among
 from losskernel.sampling.probe import FreeChain, Probe
-from losskernel.trace import LossTrace, settings_attribute
+from losskernel.trace import LossTrace, behave_alike, settings_attribute
 
 
 def gram(gradients: Path, output: Path, parameters: str = "all") -> None:
@@ -39,8 +39,7 @@ def gram(gradients: Path, output: Path, parameters: str = "all") -> None:
         output,
         # float16 gradients leave 1e-5 of a product uncertain; float32 halves the file.
         gram=gram_matrix(loaded, parameters).astype(np.float32),
-        inputs_sha256=loaded.inputs_sha256,
-        weights_sha256=loaded.weights_sha256,
+        **_of_gradients(loaded, select_among(loaded.names, parameters)),
     )
 
 
@@ -63,13 +62,18 @@ def linear(gradients: Path, displacements: list[Path], output: Path) -> None:
         output: the linear parts (.npz).
     """
     loaded = Gradients.load(gradients)
-    probe = displacement_probe(displacements[0])
+    heads = [JournalHead.read(folder) for folder in displacements]
+    run = {
+        "seed": heads[0].settings["seed"],
+        "chains": [chain for head in heads for chain in head.chain_ids],
+        **{key: heads[0].settings.get(key) for key in _OF_RUN},
+    }
     _save(
         output,
         linear=linear_part(loaded, displacements),
-        probe=settings_attribute(probe.settings),
-        inputs_sha256=loaded.inputs_sha256,
-        weights_sha256=loaded.weights_sha256,
+        probe=settings_attribute(heads[0].probe.settings),
+        run=settings_attribute(run),
+        **_of_gradients(loaded, loaded.names),
     )
 
 
@@ -90,17 +94,47 @@ def kernel(
             (chain), or each draw's over the chains (draw).
     """
     loaded = LossTrace.load(trace)
+    probe = Probe.read(loaded.attributes["probe"])
     matrix = _read(gram, "gram", loaded)
     if linear is None:
-        result = limit_kernel(matrix, Probe.read(loaded.attributes["probe"]))
+        result = limit_kernel(matrix, probe)
     else:
         values = _read(linear, "linear", loaded)
         with np.load(linear) as stored:
-            known = limit_kernel(matrix, _probe(stored["probe"]))
+            moved = _probe(stored["probe"])
+            run = json.loads(str(stored["run"])) if "run" in stored else {}
+        known = limit_kernel(matrix, moved)
+        here = {"chains": loaded.dataset["chain"].values.tolist(), **loaded.attributes}
+        told = {"gamma": moved.gamma, **run}
+        for key, value in told.items():
+            expected = probe.gamma if key == "gamma" else here.get(key)
+            if value != expected:
+                raise TraceError(
+                    f"{linear}: of displacements with {key} = {value}, but the trace has "
+                    f"{expected}; give those of the run that the trace is of"
+                )
         losses = loaded.losses
         draws = min(losses.shape[1], values.shape[1])
         result = control_variate_kernel(losses[:, :draws], values[:, :draws], known, center)
-    _save(output, K=result, R=normalize(result))
+    _save(output, K=result, R=normalize(result), identity=loaded.identity)
+
+
+# What decides, beside seed and chains, which displacement belongs to a draw.
+_OF_RUN = ("burn_in", "steps_per_draw", "data_sha256")
+
+
+def _of_gradients(gradients: Gradients, names: Sequence[str]) -> dict:
+    """What must agree with a trace: weights, inputs, parameters, loss, and what is computed."""
+    behavior = json.loads(gradients.behavior or "{}")
+    if tuple(names) != gradients.names:
+        behavior.pop("gradient_norm", None)  # over all of them
+    return {
+        "inputs_sha256": gradients.inputs_sha256,
+        "weights_sha256": gradients.weights_sha256,
+        "parameters": settings_attribute({"names": list(names)}),
+        "loss": gradients.loss or "",
+        "behavior": settings_attribute(behavior) if behavior else "",
+    }
 
 
 def _probe(stored: np.ndarray) -> Probe | FreeChain:
@@ -131,7 +165,34 @@ def _read(path: Path, name: str, trace: LossTrace) -> np.ndarray:
                 f"{path}: made with other {said} ({here}) than the trace ({there}); make both from "
                 "the same"
             )
+    # Earlier versions did not keep what follows.
+    parameters, loss = (str(stored[key]) if key in stored else None for key in _FURTHER)
+    if parameters not in (None, trace.attributes.get("parameters")):
+        raise TraceError(
+            f"{path}: over other parameters than the trace perturbs; make it with --parameters of "
+            "the run, or sample with these"
+        )
+    if loss is not None and _default(loss) != _default(trace.attributes.get("loss", loss)):
+        raise TraceError(
+            f"{path}: of another loss ({_default(loss)}) than the trace's "
+            f"({_default(trace.attributes['loss'])}); make both from the same"
+        )
+    if not behave_alike(str(stored.get("behavior", "")), trace.attributes.get("behavior")):
+        raise TraceError(
+            f"{path}: of a model or a loss that computes other numbers than the trace's; make both "
+            "from the same"
+        )
     return stored[name]
+
+
+_FURTHER = ("parameters", "loss")
+
+
+def _default(loss: str) -> str:
+    """A loss's fingerprint; the name alone of the default, which gradients leave out."""
+    name = loss.split()[0] if loss else "losskernel.cross_entropy"
+    ours = name.startswith("losskernel.") and name.endswith(".cross_entropy")
+    return "cross_entropy" if ours else loss
 
 
 def _save(output: Path, **arrays) -> None:

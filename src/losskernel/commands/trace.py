@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from losskernel.kernel.alignment import pair_correlation
 from losskernel.kernel.covariance import correlation, covariance, self_covariance
 from losskernel.kernel.neighbors import nearest_neighbors
 from losskernel.kernel.noise import noise_floor
+from losskernel.sampling.journal import JournalHead
 from losskernel.sampling.journal_reader import journal_losses
 from losskernel.trace import LossTrace
 
@@ -76,7 +78,7 @@ def peek(journal: Path, output: Path | None = None) -> None:
             f"noise floor of R {noise_floor(losses):.4f}; sd of R {pair_correlation(losses)[1]:.4f}"
         )
     if output is not None:
-        _write_kernel(losses, output, "pooled")
+        _write_kernel(losses, output, "pooled", JournalHead.read(journal).settings)
 
 
 def kernel(trace: Path, output: Path, center: Center = "pooled") -> None:
@@ -88,11 +90,13 @@ def kernel(trace: Path, output: Path, center: Center = "pooled") -> None:
         center: mean that is subtracted: over all chains and draws (pooled), each chain's own, or
             each draw's over the chains.
     """
-    _write_kernel(LossTrace.load(trace).losses, output, center)
+    loaded = LossTrace.load(trace)
+    _write_kernel(loaded.losses, output, center, json.loads(loaded.identity))
 
 
-def _write_kernel(losses: np.ndarray, output: Path, center: str) -> None:
+def _write_kernel(losses: np.ndarray, output: Path, center: str, identity: dict) -> None:
     matrices = {"K": covariance(losses, center), "R": correlation(losses, center)}
+    matrices["identity"] = np.array(json.dumps(identity, sort_keys=True))
     # An open file, as NumPy appends .npz to a path that ends otherwise.
     with atomic_path(output) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **matrices)

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -28,8 +27,9 @@ from losskernel.sampling.checks import check_losses
 from losskernel.sampling.engines import SMALL, BatchedEngine, Engine, LossPerInput, make_engine
 from losskernel.sampling.fingerprints import loss_fingerprint
 from losskernel.sampling.inputs import Inputs, state_fingerprint
-from losskernel.sampling.parameters import select_parameters
+from losskernel.sampling.parameters import select_among, select_parameters
 from losskernel.sampling.sample import Data, cross_entropy
+from losskernel.trace import behave_alike
 
 DTYPES = {"float16": "gradients.f16", "float32": "gradients.f32"}
 _BLOCK_BYTES = 2**28  # of a block of columns in float32, and of gradients computed at once
@@ -53,6 +53,9 @@ class Gradients:
         weights_sha256, inputs_sha256: fingerprints of the model's state and of the inputs.
         loss: fingerprint of the loss function; None for
             :func:`losskernel.sampling.sample.cross_entropy`.
+        behavior: what model and loss compute, from
+            :func:`losskernel.sampling.checks.check_losses`; None in folders from before it was
+            kept.
     """
 
     folder: Path
@@ -64,6 +67,7 @@ class Gradients:
     weights_sha256: str
     inputs_sha256: str
     loss: str | None = None
+    behavior: str | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> Gradients:
@@ -120,11 +124,7 @@ class Gradients:
         Raises:
             ConfigError: they select nothing.
         """
-        stored = [(name, torch.empty(0, requires_grad=True)) for name in self.names]
-        # All that the selection asks of a model is the names of its parameters.
-        chosen = set(
-            select_parameters(SimpleNamespace(named_parameters=lambda: stored), parameters)
-        )
+        chosen = set(select_among(self.names, parameters))
         spans: list[slice] = []
         stop = 0
         for name, size in zip(self.names, self.sizes, strict=True):
@@ -209,7 +209,7 @@ def per_sample_gradients(
     names = select_parameters(model, parameters)
     example = inputs.take(np.arange(1))
     runner = make_engine(engine, model, loss, names, example, device, small=SMALL)
-    check_losses(runner, inputs, loss is cross_entropy)
+    behavior = check_losses(runner, inputs, loss is cross_entropy)
     index = {
         "names": names,
         "shapes": [list(shape) for shape in runner.layout.shapes],
@@ -219,6 +219,7 @@ def per_sample_gradients(
         "weights_sha256": state_fingerprint(model),
         "inputs_sha256": inputs.fingerprint(),
         "loss": None if loss is cross_entropy else loss_fingerprint(loss),
+        "behavior": behavior,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -322,8 +323,13 @@ def _prepare(folder: Path, index: dict, parameters: int) -> int:
         with atomic_path(folder / "index.json") as temporary:
             temporary.write_text(json.dumps(index))
         found = index
+    if not behave_alike(index["behavior"], found.get("behavior")):
+        raise TraceError(
+            f"{folder}: holds gradients of a model or a loss that computes other numbers from the "
+            "same weights; delete the folder or choose another"
+        )
     for key, value in index.items():
-        if found.get(key) != value:
+        if key != "behavior" and found.get(key) != value:
             told = f" ({found.get(key)}, not {value})" if not isinstance(value, list) else ""
             raise TraceError(
                 f"{folder}: holds gradients with other {key}{told}; "
@@ -349,10 +355,10 @@ def _read_index(folder: Path) -> dict | None:
     except (OSError, ValueError) as error:
         raise TraceError(f"{path}: unreadable; delete the folder to start over") from error
     expected = {"names", "shapes", "strides", "dtype", "inputs", "weights_sha256", "inputs_sha256"}
-    # Earlier versions did not keep the loss.
+    # Earlier versions did not keep the loss and what it computes.
     if (
         not isinstance(index, dict)
-        or set(index) - {"loss"} != expected
+        or set(index) - {"loss", "behavior"} != expected
         or index["dtype"] not in DTYPES
     ):
         raise TraceError(f"{path}: not an index of gradients; delete the folder to start over")

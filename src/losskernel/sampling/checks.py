@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from losskernel.errors import DataError
 from losskernel.sampling.engines import Engine
 from losskernel.sampling.inputs import Inputs, fingerprint, leaves, map_tensors
+from losskernel.trace import settings_attribute
 
 _FEW, _MANY = 6, 64  # inputs that are evaluated, and before a loss counts as constant
 # How far two evaluations of a loss may be apart, as a share of it. A float32 sum of n terms in one
@@ -28,7 +29,7 @@ TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 5e-2}
 _MOVED = 0.01  # standard deviation of a small move of the weights, in their root mean square
 
 
-def check_losses(engine: Engine, inputs: Inputs, default_loss: bool) -> list[float]:
+def check_losses(engine: Engine, inputs: Inputs, default_loss: bool) -> str:
     """Refuse losses that are no deterministic function of the weights, input by input.
 
     A handful of inputs is evaluated at the trained weights twice, in another order, and one by one,
@@ -41,7 +42,9 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool) -> list[flo
             needs classes or their probabilities as targets.
 
     Returns:
-        The losses of the handful: they tell the model and loss from others with the same tensors.
+        What tells the model and loss from others with the same tensors, as JSON: the losses of the
+        handful, the norm of their mean's gradient, and how far rounding may move these. See
+        :func:`losskernel.trace.behave_alike`.
 
     Raises:
         DataError: an input is not finite, targets are no classes, the items of the data set differ
@@ -53,10 +56,19 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool) -> list[flo
     center = engine.center[None]
     weights = torch.cat([center, _moved(engine.center)])
     whole = _evaluated(engine, weights, x, y)
+    gradient, _ = engine.gradients(center, [(x, y)])
+    tolerance = TOLERANCE[engine.eval_precision]
+    behavior = settings_attribute(
+        {
+            "losses": whole[0].tolist(),
+            "gradient_norm": float(gradient.double().norm()),
+            "tolerance": tolerance,
+        }
+    )
     if not np.isfinite(whole[0]).all():
-        return whole[0].tolist()  # the caller says which, of all inputs
+        return behavior  # the caller says which, of all inputs
     scale = np.fmax(np.abs(whole).max(0), np.abs(whole[0]).mean())
-    allowed = TOLERANCE[engine.eval_precision] * scale
+    allowed = tolerance * scale
 
     def differing(others: np.ndarray, places: Any) -> int | None:
         far = np.flatnonzero(~(np.abs(others - whole[0, places]) <= allowed[places]))
@@ -94,7 +106,7 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool) -> list[flo
                 "targets of one shape"
             )
     _check_that_losses_differ(engine, inputs, weights, whole)
-    return whole[0].tolist()
+    return behavior
 
 
 def _spread(count: int, most: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from losskernel.errors import LossKernelError, TraceError
 from losskernel.files import atomic_path, locked
 from losskernel.sampling.probe import FreeChain, Probe
+from losskernel.trace import behave_alike
 
 DISPLACEMENTS = "displacements.f16"
 
@@ -98,6 +99,11 @@ class Journal:
             found = json.loads(path.read_text())
         except ValueError as error:
             raise TraceError(f"{path}: unreadable; delete the folder to start over") from error
+        if not behave_alike(settings.pop("behavior", None), found.pop("behavior", None)):
+            raise TraceError(
+                f"{self.folder}: holds a run of a model or a loss that computes other numbers from "
+                "the same weights; go on with what it was begun with, or choose another folder"
+            )
         differing = sorted(
             key
             for key in settings.keys() | found.keys()

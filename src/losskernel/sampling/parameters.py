@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,12 @@ def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "trainab
             else "as none of the model's requires gradients",
         )
     return chosen
+
+
+def select_among(names: Sequence[str], patterns: str | Sequence[str] = "all") -> list[str]:
+    """As :func:`select_parameters`, from the names alone, of parameters that are all trained."""
+    parameters = [(name, torch.empty(0, requires_grad=True)) for name in names]
+    return select_parameters(SimpleNamespace(named_parameters=lambda: parameters), patterns)
 
 
 def _is_weight(parameter: Tensor) -> bool:

@@ -229,7 +229,7 @@ def sample_losses(
         input_coords = checked_coords(input_coords, len(probe_inputs))
         inputs_sha256 = probe_inputs.fingerprint()
         default_loss = loss is cross_entropy
-        check_losses(first, probe_inputs, default_loss)
+        behavior = check_losses(first, probe_inputs, default_loss)
         if probe_data is not None:
             check_data(first, lanes[0].data, default_loss)
         kept = first.layout.size if displacements else 0
@@ -271,6 +271,7 @@ def sample_losses(
             "parameters_layout": layout_fingerprint(first.layout.shapes, first.layout.strides),
             "weights_sha256": state_fingerprint(model),
             "inputs_sha256": inputs_sha256,
+            "behavior": behavior,
             **of_sampler,
             "seed": seed,
             "chain_ids": settings_attribute({"ids": chain_ids}),

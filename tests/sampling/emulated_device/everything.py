@@ -79,7 +79,9 @@ def everything(device: str) -> dict[str, np.ndarray]:
     sample("losses, convolutions", convolutions(), images)
     sample("losses, a data set", convolutions(), TensorDataset(*images))
     sample("losses in bfloat16", convolutions(), images, eval_precision="bfloat16")
-    sample("losses, two devices", convolutions(), images, device=[device, device])
+    one_by_one = {"engine": "sequential"}
+    sample("losses, one by one", convolutions(), images, **one_by_one)
+    sample("losses, two devices", convolutions(), images, device=[device, device], **one_by_one)
     several = SeveralLabels(convolutions(), images[0], 4)
     labels = torch.arange(4).repeat(20)
     sample("losses, all labels", several, images, probe_data=(several.pairs, labels))
