@@ -270,7 +270,7 @@ def test_help_shows_what_a_user_calls_with_examples_and_keeps_the_steps_of_the_w
     capsys,
 ):
     said = shown(capsys, "--help")
-    assert "trace Tools for any saved trace" in said and "imagenet.figures" not in said
+    assert "trace Sampling a model of one's own" in said and "imagenet.figures" not in said
     assert all(" ".join(example.split()) in said for example in EXAMPLES.values())
     steps = shown(capsys, "workflow", "--help")
     assert "imagenet.figures Figures of experiment 2" in steps

@@ -1,8 +1,10 @@
-"""Tools for any saved trace, also a user's own: what it holds, its kernel, neighbors, variances."""
+"""Sampling a model of one's own, and what a trace holds: verdict, kernel, neighbors, variances."""
 
 from __future__ import annotations
 
 import json
+import logging
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from losskernel.diagnostics.verdict import verdict
+from losskernel.errors import ConfigError, DataError
 from losskernel.files import atomic_path
 from losskernel.kernel.alignment import pair_correlation
 from losskernel.kernel.covariance import correlation, covariance, self_covariance
@@ -20,6 +23,105 @@ from losskernel.sampling.journal_reader import journal_losses
 from losskernel.trace import LossTrace
 
 Center = Literal["pooled", "chain", "draw"]
+log = logging.getLogger(__name__)
+
+
+def sample(
+    model: str,
+    inputs: Path,
+    output: Path,
+    weights: str = "pretrained",
+    gamma: float | None = None,
+    n_beta: float = 0.0,
+    step_size: float | None = None,
+    rise: float | None = None,
+    chains: int = 4,
+    draws: int = 200,
+    burn_in: int = 0,
+    steps_per_draw: int = 1,
+    batch_size: int = 256,
+    eval_batch_size: int = 1000,
+    parameters: str = "trainable",
+    journal: Path | None = None,
+    workers: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> None:
+    """Record the losses of a model of your own around its weights, as a trace.
+
+    With gamma alone the draws are independent; with n_beta and a step size they are chains of SGLD.
+    Called again with a journal, a run that was killed goes on.
+
+    Args:
+        model: <file>.py:<function> that returns your model and its preprocessing (which is not
+            used), torchvision:<name> or timm:<name>.
+        inputs: NumPy archive (.npz) of two arrays, inputs and targets; others with one value an
+            input, such as label or name, are kept with the trace.
+        output: the trace (.nc).
+        weights: file of weights, or "pretrained": those that the function brings.
+        gamma: localization, one over the variance of a weight. Without it a pilot chooses it, and
+            the step size, so that the mean loss rises by as much as rise says.
+        n_beta: inverse temperature; above 0 adds the gradient of the loss.
+        step_size: of SGLD, for n_beta above 0; goes with gamma.
+        rise: of the mean loss, for the pilot; a tenth of the mean loss if not given.
+        chains: independent chains, or groups of independent draws.
+        draws: recorded draws a chain.
+        burn_in: first steps of a chain, not recorded.
+        steps_per_draw: steps of a chain from one draw to the next.
+        batch_size: inputs a gradient step.
+        eval_batch_size: inputs a forward pass when losses are recorded.
+        parameters: a pattern of the parameters that are perturbed, "trainable" or "all".
+        journal: folder from which a killed run goes on.
+        workers: processes that share the draws or chains.
+        device: cpu or cuda.
+        seed: of the noise.
+    """
+    import torch  # seconds to load, which no other command here needs
+
+    from losskernel.models.loader import load_classifier
+    from losskernel.sampling.pilot import propose_probe
+    from losskernel.sampling.probe import Probe
+    from losskernel.sampling.sample import sample_losses
+
+    if gamma is None and step_size is not None:
+        raise ConfigError("step_size: give gamma too, or neither and a pilot chooses them")
+    if gamma is not None and rise is not None:
+        raise ConfigError("rise: is for the pilot, which chooses gamma; leave out one of the two")
+    probe = None if gamma is None else Probe(n_beta, gamma, step_size)
+    try:
+        with np.load(inputs) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{inputs}: cannot be read as .npz ({error})") from error
+    if not {"inputs", "targets"} <= arrays.keys():
+        raise DataError(f"{inputs}: holds {sorted(arrays)}; save arrays named inputs and targets")
+    data = tuple(torch.as_tensor(arrays.pop(name)) for name in ("inputs", "targets"))
+    network = load_classifier(model, weights, seed=seed).model
+    options = {
+        "batch_size": batch_size,
+        "eval_batch_size": eval_batch_size,
+        "parameters": parameters,
+        "device": device,
+        "seed": seed,
+    }
+    if probe is None:
+        pilot = propose_probe(network, data, n_beta, rise, **options)
+        log.info("pilot: %s", pilot.words)
+        probe = pilot.probe
+    trace = sample_losses(
+        network,
+        data,
+        probe,
+        chains=chains,
+        draws=draws,
+        burn_in=burn_in,
+        steps_per_draw=steps_per_draw,
+        journal=journal,
+        workers=workers,
+        input_coords=arrays,
+        **options,
+    )
+    trace.save(output)
 
 
 def summary(trace: Path) -> None:
