@@ -13,9 +13,8 @@ from losskernel.training.checkpoints import (
     LATEST,
     Checkpoint,
     checkpoint_path,
-    train_with_checkpoints,
 )
-from losskernel.training.train import TrainingError, TrainingSettings
+from losskernel.training.train import TrainingError, TrainingSettings, train
 
 STEPS = 40
 CHECKPOINTS = [0, 3, 17, STEPS]
@@ -54,9 +53,7 @@ def run(folder, on_step=None, seed=0, settings=None, **options):
     chosen = {"steps": STEPS, "batch_size": 16, "warmup": 5, "label_smoothing": 0.1}
     settings = TrainingSettings(**chosen | {"evaluate_every": 7} | (settings or {}))
     options = {"augment": augment, "save_every": 6, "checkpoints": CHECKPOINTS} | options
-    log = train_with_checkpoints(
-        model, inputs, targets, settings, seed, folder, progress=False, **options
-    )
+    log = train(model, inputs, targets, settings, seed, folder, progress=False, **options)
     return model, log
 
 
@@ -162,9 +159,7 @@ def test_the_global_generator_is_left_as_it_was(tmp_path):
     expected = torch.rand(1)
     torch.manual_seed(5)
     settings = TrainingSettings(steps=2, batch_size=8, warmup=0)
-    train_with_checkpoints(
-        model, inputs, targets, settings, 0, tmp_path, [], augment, progress=False
-    )
+    train(model, inputs, targets, settings, 0, tmp_path, [], augment, progress=False)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -205,9 +200,7 @@ def test_settings_that_do_not_fit(tmp_path, change, message):
 def test_no_inputs(tmp_path):
     model, inputs, targets = problem()
     with pytest.raises(DataError, match="50 inputs and 49 targets"):
-        train_with_checkpoints(
-            model, inputs, targets[:-1], TrainingSettings(60), 0, tmp_path, [], progress=False
-        )
+        train(model, inputs, targets[:-1], TrainingSettings(60), 0, tmp_path, [], progress=False)
 
 
 def test_a_loss_that_explodes_stops_the_run(tmp_path):

@@ -1,18 +1,24 @@
-"""Deterministic training of a classifier whose data fit in memory."""
+"""Deterministic training of a classifier whose data fit in memory, resumable if asked for."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losskernel.errors import ConfigError, DataError, LossKernelError
+from losskernel.errors import ConfigError, DataError, LossKernelError, TraceError
 from losskernel.progress import bar
+from losskernel.sampling.fingerprints import loss_fingerprint
+from losskernel.sampling.inputs import fingerprint, state_fingerprint
+from losskernel.seeds import numpy_generator, torch_seed
+from losskernel.training.checkpoints import LATEST, Checkpoint, checkpoint_path
 
 
 class TrainingError(LossKernelError, FloatingPointError):
@@ -67,7 +73,7 @@ class TrainingSettings:
 
 @dataclass
 class TrainingLog:
-    """Training history, one entry an evaluation, all on the whole training set.
+    """Training history, one entry every ``evaluate_every`` steps and one at the end.
 
     Attributes:
         step: optimizer steps taken.
@@ -122,15 +128,7 @@ def evaluate(
     return loss / len(targets), correct / len(targets)
 
 
-def _batches(n: int, batch_size: int, rng: np.random.Generator) -> Iterator[Tensor | slice]:
-    """Endless minibatch indices, reshuffled each epoch; an epoch's incomplete rest is dropped."""
-    if batch_size >= n:
-        while True:
-            yield slice(None)
-    while True:
-        order = torch.from_numpy(rng.permutation(n))
-        for start in range(0, n - batch_size + 1, batch_size):
-            yield order[start : start + batch_size]
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def train(
@@ -139,70 +137,197 @@ def train(
     targets: Tensor,
     settings: TrainingSettings,
     seed: int,
+    folder: str | Path | None = None,
+    checkpoints: Sequence[int] = (),
+    augment: Augment | None = None,
+    save_every: int = 500,
     progress: bool = True,
 ) -> TrainingLog:
     """Minimize the mean cross-entropy with AdamW (Loshchilov & Hutter, arXiv:1711.05101).
 
     Changes ``model`` in place and leaves it in evaluation mode. Initialization is the caller's:
-    the model's parameters are taken as they come.
+    the model's parameters are taken as they come. With ``folder``, a call after a kill, with the
+    same arguments, continues from its ``latest.pt`` and ends with the same weights to the bit (same
+    machine, same number of threads).
 
     Args:
-        model: maps a batch of inputs to logits, shape ``(batch, class)``.
-        inputs: shape ``(n, ...)``, on the model's device.
+        model: maps a batch of (augmented) inputs to logits, shape ``(batch, class)``.
+        inputs: shape ``(n, ...)``, on the model's device, of any type that ``augment`` takes.
         targets: classes, shape ``(n,)``, on the model's device.
         settings: optimizer, schedule and stopping rule.
-        seed: order of the batches and the layers' own randomness (dropout). On one machine with
-            one number of threads, the same seed and initialization give the same weights.
+        seed: of batches, augmentation and dropout. On one machine with one number of threads, the
+            same seed and initialization give the same weights.
+        folder: of this run's checkpoints, and of no other's.
+        checkpoints: steps to keep a checkpoint of, 0 being initialization.
+        augment: ``augment(batch, generator)`` gives what the model is called with; the batch itself
+            if not given.
+        save_every: steps between two writings of ``latest.pt``.
         progress: show a progress bar.
 
     Returns:
-        The history; its last entry describes the final weights.
+        The history; its last entry describes the final weights. With ``augment``, loss and accuracy
+        are means over the augmented minibatches since the entry before.
 
     Raises:
+        ConfigError: a checkpoint is beyond the last step, or a setting does not fit.
         DataError: there are no inputs, or not one target an input.
+        TraceError: the folder holds another run's checkpoints.
         TrainingError: the loss became NaN or infinite.
     """
     if len(inputs) == 0 or len(inputs) != len(targets):
         raise DataError(f"{len(inputs)} inputs and {len(targets)} targets: give one target each")
-    order_seed, layer_seed = np.random.SeedSequence(seed).spawn(2)
-    batches = _batches(len(inputs), settings.batch_size, np.random.default_rng(order_seed))
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
+    if settings.stop_loss is not None and (folder or augment):
+        raise ConfigError(f"stop_loss = {settings.stop_loss}: set it to null, to run all steps")
+    if save_every < 1 or not all(0 <= step <= settings.steps for step in checkpoints):
+        raise ConfigError(
+            f"checkpoints = {list(checkpoints)}, save_every = {save_every}: give steps from 0 to "
+            f"{settings.steps}, and 1 or more"
+        )
+    run = _Run(model, settings, seed)
+    if folder is not None:
+        run.identity = _identity(model, inputs, targets, settings, seed, augment)
+        if (latest := Path(folder) / LATEST).exists():
+            run.restore(Checkpoint.load(latest), latest.parent)
+        elif 0 in checkpoints:
+            run.checkpoint.save(checkpoint_path(folder, 0))
+    batches = _batches(len(inputs), settings.batch_size, seed, folder is not None, run.step)
+    steps = bar(
+        range(run.step + 1, settings.steps + 1),
+        "train",
+        total=settings.steps,
+        initial=run.step,
+        unit="step",
+        show=progress,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, settings.warmup, settings.steps)
-    )
-    log = TrainingLog()
-    steps = bar(range(1, settings.steps + 1), "train", unit="step", show=progress)
-    with torch.random.fork_rng():
-        torch.manual_seed(int(layer_seed.generate_state(1)[0]))
-        model.train()
+    model.train()
+    with torch.random.fork_rng():  # dropout draws from the global generator
         for step in steps:
             at = next(batches)
-            optimizer.zero_grad()
-            loss = F.cross_entropy(
-                model(inputs[at]), targets[at], label_smoothing=settings.label_smoothing
-            )
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if step % settings.evaluate_every and step != settings.steps:
-                continue
-            mean_loss, accuracy = evaluate(model, inputs, targets, settings.label_smoothing)
-            if not math.isfinite(mean_loss):
-                raise TrainingError(
-                    f"training loss is {mean_loss} at step {step}: lower learning_rate = "
-                    f"{settings.learning_rate}"
-                )
-            log.step.append(step)
-            log.loss.append(mean_loss)
-            log.accuracy.append(accuracy)
-            steps.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.4f}", refresh=False)
-            if settings.stop_loss is not None and accuracy == 1 and mean_loss <= settings.stop_loss:
+            batch, labels = inputs[at], targets[at]
+            if augment is not None:
+                generator = torch.Generator().manual_seed(torch_seed(seed, "augment", step))
+                batch = augment(batch, generator)
+            run.advance(batch, labels)
+            noted = step % settings.evaluate_every == 0 or step == settings.steps
+            if noted:
+                whole = (inputs, targets, settings.label_smoothing)
+                loss, accuracy = run.note(None if augment else evaluate(model, *whole))
+                steps.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.4f}", refresh=False)
+            if step in checkpoints and folder is not None:
+                run.checkpoint.save(checkpoint_path(folder, step))
+            if folder is not None and (step % save_every == 0 or step == settings.steps):
+                run.checkpoint.save(Path(folder) / LATEST)
+            stop = settings.stop_loss
+            if noted and stop is not None and accuracy == 1 and loss <= stop:
                 break
     steps.close()
     model.eval()
-    return log
+    return run.log
+
+
+def _identity(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    settings: TrainingSettings,
+    seed: int,
+    augment: Augment | None,
+) -> str:
+    """What a run is started with, as JSON."""
+    found = {
+        "settings": asdict(settings),
+        "seed": seed,
+        "initialization": state_fingerprint(model),
+        "data": fingerprint([inputs, targets]),
+        **({} if augment is None else {"augment": loss_fingerprint(augment)}),
+    }
+    return json.dumps(found, sort_keys=True)
+
+
+def _batches(
+    count: int, size: int, seed: int, resumable: bool, first: int
+) -> Iterator[Tensor | slice]:
+    """Endless minibatches, from number ``first``; an epoch's incomplete rest is dropped.
+
+    They are reshuffled each epoch. A run that can be continued keys the order by the epoch; others
+    draw one order after the other, as the networks of the results have been trained.
+    """
+    if size >= count:
+        while True:
+            yield slice(None)
+    epoch, done = divmod(first, count // size)
+    rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
+    while True:
+        keyed = numpy_generator(seed, "order", epoch) if resumable else rng
+        order = torch.from_numpy(keyed.permutation(count))
+        yield from order[: count // size * size].split(size)[done:]
+        epoch, done = epoch + 1, 0
+
+
+class _Run:
+    """A run in progress: model, optimizer, step and history."""
+
+    def __init__(self, model: nn.Module, settings: TrainingSettings, seed: int):
+        self._model, self._settings, self._seed, self.identity = model, settings, seed, ""
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        self.step, self.log = 0, TrainingLog()
+        self._since = {"loss": 0.0, "correct": 0, "count": 0}  # the last entry of the history
+
+    def advance(self, batch: Tensor, labels: Tensor) -> None:
+        settings = self._settings
+        factor = learning_rate_factor(self.step, settings.warmup, settings.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.learning_rate * factor
+        self.step += 1
+        torch.manual_seed(torch_seed(self._seed, "dropout", self.step))
+        self._optimizer.zero_grad()
+        logits = self._model(batch)
+        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        loss.backward()
+        self._optimizer.step()
+        self._since["loss"] += self._finite(loss.item()) * len(labels)
+        self._since["correct"] += int((logits.argmax(-1) == labels).sum())
+        self._since["count"] += len(labels)
+
+    def _finite(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"training loss is {loss} at step {self.step}: lower learning_rate = "
+                f"{self._settings.learning_rate}"
+            )
+        return loss
+
+    def note(self, found: tuple[float, float] | None) -> tuple[float, float]:
+        """Add loss and accuracy to the history; if not given, those of the batches since."""
+        since = self._since
+        loss, accuracy = found or tuple(since[k] / since["count"] for k in ("loss", "correct"))
+        self.log.step.append(self.step)
+        self.log.loss.append(self._finite(loss))
+        self.log.accuracy.append(accuracy)
+        self._since = dict.fromkeys(since, 0)
+        return loss, accuracy
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        log = asdict(self.log) | {"since": self._since}
+        model, optimizer = self._model.state_dict(), self._optimizer.state_dict()
+        return Checkpoint(self.step, model, optimizer, log, self.identity)
+
+    def restore(self, checkpoint: Checkpoint, folder: Path) -> None:
+        if checkpoint.identity != self.identity:
+            here, there = json.loads(self.identity), json.loads(checkpoint.identity)
+            other = next(key for key in here if here[key] != there.get(key))
+            raise TraceError(
+                f"{folder}: holds checkpoints of a run with other {other}; "
+                "delete the folder or choose another"
+            )
+        self._model.load_state_dict(checkpoint.model)
+        self._optimizer.load_state_dict(checkpoint.optimizer)
+        self.step = checkpoint.step
+        self._since = checkpoint.log["since"]
+        self.log = TrainingLog(**{k: v for k, v in checkpoint.log.items() if k != "since"})

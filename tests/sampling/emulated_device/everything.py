@@ -25,7 +25,6 @@ from losskernel.models.transformer import ArithmeticTransformer
 from losskernel.sampling.gradient_noise import gradient_noise
 from losskernel.sampling.pilot import propose_probe
 from losskernel.seeds import fill_normal, torch_seed
-from losskernel.training.checkpoints import train_with_checkpoints
 from losskernel.training.train import TrainingSettings, train
 
 PROBE = Probe(n_beta=10, gamma=1e3, step_size=1e-4)
@@ -106,7 +105,7 @@ def everything(device: str) -> dict[str, np.ndarray]:
     found["features"] = penultimate_features(model, tokens.split(8)).cpu().numpy()
     pixels = (images[0] * 50 + 128).clamp(0, 255).byte().to(device)
     with tempfile.TemporaryDirectory() as folder:
-        history = train_with_checkpoints(
+        history = train(
             convolutions().to(device),
             pixels,
             images[1].to(device),

@@ -33,8 +33,9 @@ from losskernel.sampling.probe import Probe
 from losskernel.sampling.sample import sample_losses
 from losskernel.semantics.separation import pair_auc, pair_blocks
 from losskernel.trace import LossTrace
-from losskernel.training.checkpoints import Checkpoint, checkpoint_path, train_with_checkpoints
+from losskernel.training.checkpoints import Checkpoint, checkpoint_path
 from losskernel.training.train import TrainingSettings, evaluate
+from losskernel.training.train import train as train_classifier
 
 JACKKNIFE = 5  # blocks of draws
 
@@ -43,7 +44,7 @@ def train(settings: dict, seed: int, folder: Path, output: Path) -> None:
     """Train one network, its checkpoints in ``folder``; loss and accuracy at each as a table."""
     kept, held_out = tables(settings["network"], settings["train_share"], seed)
     model = network_model(settings["network"], seed)
-    train_with_checkpoints(
+    train_classifier(
         model,
         kept.inputs,
         kept.targets,

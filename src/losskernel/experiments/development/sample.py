@@ -50,8 +50,9 @@ from losskernel.sampling.probe import Probe
 from losskernel.sampling.sample import cross_entropy, sample_losses
 from losskernel.seeds import numpy_generator, torch_seed
 from losskernel.trace import LossTrace
-from losskernel.training.checkpoints import Checkpoint, checkpoint_path, train_with_checkpoints
+from losskernel.training.checkpoints import Checkpoint, checkpoint_path
 from losskernel.training.train import TrainingSettings
+from losskernel.training.train import train as train_classifier
 
 RULES = ("fixed", "rise")
 BLOCK = 500  # images a forward pass
@@ -117,7 +118,7 @@ def train(
         checkpoints = settings["shuffled"]["checkpoints"]
         training = training | {"steps": settings["shuffled"]["steps"]}
     device = usable_device(settings["device"])
-    history = train_with_checkpoints(
+    history = train_classifier(
         _network(settings, len(images.wnids), seed).to(device),
         images.pixels.to(device),
         labels.to(device),

@@ -116,8 +116,8 @@ class MarginRecorder:
     """Area under the margin (Pleiss et al. 2020, arXiv:2001.10528): the mean margin over training.
 
     Records whenever the model is evaluated on the whole training set, as
-    :func:`losskernel.training.train` does every ``evaluate_every`` steps; Pleiss et al. take the
-    logits of each epoch's minibatches as they are trained on. ::
+    :func:`losskernel.training.train.train` does every ``evaluate_every`` steps; Pleiss et al. take
+    the logits of each epoch's minibatches as they are trained on. ::
 
         with MarginRecorder(model, labels) as recorder:
             train(model, inputs, labels, settings, seed)
