@@ -21,7 +21,7 @@ import typing
 from importlib.metadata import version
 from pathlib import Path
 
-from losskernel.errors import ConfigError, LossKernelError
+from losskernel.errors import ConfigError, LossKernelError, needs
 from losskernel.files import check_writable
 
 # A user's groups of commands, modules of losskernel.commands, each with an example.
@@ -62,7 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
             name = ".".join(path.relative_to(HERE / "experiments").with_suffix("").parts)
             _add_group(steps, name, f"experiments.{name}", "losskernel workflow")
     known, rest = parser.parse_known_args(arguments)
-    module = importlib.import_module(known.module)
+    try:
+        # Experiments import all that they need; commands do so when they are called.
+        with needs("workflow"):
+            module = importlib.import_module(known.module)
+    except LossKernelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     chosen = _command_parser(module, known.program).parse_args(rest)
     return _run(chosen.function, {k: v for k, v in vars(chosen).items() if k != "function"})
 

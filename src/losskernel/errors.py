@@ -1,5 +1,8 @@
 """The errors that users can act on: one line each, naming what is wrong and the remedy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LossKernelError(Exception):
     """Base class. The command line prints its message as one line and exits with status 1."""
@@ -19,3 +22,19 @@ class TraceError(LossKernelError):
 
 class ConfigError(LossKernelError, ValueError):
     """A setting is unknown, of the wrong type, or out of range."""
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around imports of packages that not every user needs: without one, a line names its extra.
+
+    Args:
+        extra: of those in ``pyproject.toml``.
+
+    Raises:
+        LossKernelError: an import failed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise LossKernelError(f"{error}; pip install 'losskernel[{extra}]'") from error

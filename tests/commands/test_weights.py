@@ -12,7 +12,7 @@ from losskernel.errors import WeightsError
 from losskernel.models.inception_v1 import InceptionV1
 from losskernel.models.loader import load_classifier
 
-pytest.importorskip("google.protobuf", reason="needs the extra 'weights'")
+pytest.importorskip("google.protobuf", reason="needs the extra 'vision'")
 
 
 def varint(value: int) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 from losskernel.data.images import WNID
 from losskernel.errors import ConfigError, DataError
 from losskernel.pages.document import thumbnails
-from losskernel.pages.map import Inputs, View, missing, view, write_map, write_table
+from losskernel.pages.map import Inputs, View, view, write_map, write_table
 from losskernel.pages.sources import KernelFile, read_kernel
 from losskernel.progress import bar
 from losskernel.semantics.wordnet import Hierarchy
@@ -66,18 +66,15 @@ def map(
     small = None if images is None else thumbnails(images, names, thumbnail)
     apart = np.arange(len(names)) if keep_equal_labels or labels is None else labels
     views: list[View] = []
-    try:
-        for one in bar(kernels, "maps", unit="map"):
-            variances, first = one.self_covariance, views[0] if views else None
-            views.append(view(one.name, one.blocks(), apart, neighbors, seed, variances, first))
-        left_out = labels is not None and not keep_equal_labels
-        note = (
-            f"{len(names)} inputs. Near on the map is similar by R: their losses rise and fall "
-            "together under small noise on the weights. "
-        ) + ("Inputs of equal label are no neighbors of each other." if left_out else "")
-        write_map(inputs, views, output, k=k, thumbnails=small, title=title, note=note)
-    except ModuleNotFoundError as error:
-        raise ConfigError(missing(error.name or "a package")) from error
+    for one in bar(kernels, "maps", unit="map"):
+        variances, first = one.self_covariance, views[0] if views else None
+        views.append(view(one.name, one.blocks(), apart, neighbors, seed, variances, first))
+    left_out = labels is not None and not keep_equal_labels
+    note = (
+        f"{len(names)} inputs. Near on the map is similar by R: their losses rise and fall "
+        "together under small noise on the weights. "
+    ) + ("Inputs of equal label are no neighbors of each other." if left_out else "")
+    write_map(inputs, views, output, k=k, thumbnails=small, title=title, note=note)
     if table is not None:
         write_table(inputs, views, table)
     log.info("%s: %.2f MB", output, output.stat().st_size / 1e6)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from losskernel.data.images import ClassFolders, imagenet_wnids, load_images
-from losskernel.errors import ConfigError, DataError, TraceError
+from losskernel.errors import ConfigError, DataError, TraceError, needs
 from losskernel.experiments.mislabel.labels import margins
 from losskernel.files import check_writable, write_csv
 from losskernel.kernel.covariance import self_covariance
@@ -248,7 +248,8 @@ def _predictions(path: Path, names: np.ndarray, labels: np.ndarray) -> tuple:
 
 def _doubt(probabilities: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """One minus the label's probability: cleanlab's quality score, turned round."""
-    from cleanlab.rank import get_label_quality_scores  # here, as it is slow to import
+    with needs("mislabel"):
+        from cleanlab.rank import get_label_quality_scores  # here, as it is slow to import
 
     number = {name: i for i, name in enumerate(classes)}
     given = np.array([number[label] for label in labels.astype(str)])
@@ -412,10 +413,11 @@ def _out_of_fold(
     model: nn.Module, data: tuple[Tensor, Tensor], images: ClassFolders, folds: int, seed: int
 ) -> pd.DataFrame:
     """Class probabilities by last layers that were fitted without the image."""
-    from sklearn.linear_model import LogisticRegression  # here, as it is slow to import
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    with needs("mislabel"):
+        from sklearn.linear_model import LogisticRegression  # here, as it is slow to import
+        from sklearn.model_selection import StratifiedKFold, cross_val_predict
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
 
     classes, sizes = np.unique(images.folders, return_counts=True)
     if not 2 <= folds <= sizes.min():

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from losskernel.data.listing import class_folders, visible_files
-from losskernel.errors import DataError
+from losskernel.errors import DataError, needs
 from losskernel.progress import bar
 
 WNID = re.compile(r"n\d{8}")
@@ -37,7 +37,8 @@ EXTENSIONS = _readable()  # of the files that Pillow reads as pictures
 
 def imagenet_wnids() -> list[str]:
     """The 1,000 wnids of ILSVRC-2012 in class order (they are sorted)."""
-    from timm.data import ImageNetInfo  # here, as all of timm comes with it, for seconds
+    with needs("vision"):
+        from timm.data import ImageNetInfo  # here, as all of timm comes with it, for seconds
 
     return list(ImageNetInfo("imagenet-1k").label_names())
 

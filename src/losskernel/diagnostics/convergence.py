@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +58,7 @@ def _ess(losses: np.ndarray) -> np.ndarray:
     result = np.full(losses.shape[2], np.nan)
     varies = np.ptp(losses, axis=(0, 1)) > 0
     if losses.shape[1] >= 4 and varies.any():
-        result[varies] = _arviz().ess({"loss": losses[..., varies]})["loss"].values
+        result[varies] = _arviz().ess(losses[..., varies], chain_axis=0, draw_axis=1)
     return result
 
 
@@ -73,7 +72,7 @@ def _rhat(losses: np.ndarray) -> np.ndarray:
     moves = (np.ptp(np.concatenate(halves), axis=1) > 0).any(axis=0)
     result[~moves & (np.ptp(losses, axis=(0, 1)) > 0)] = np.inf
     if moves.any():
-        result[moves] = _arviz().rhat({"loss": losses[..., moves]})["loss"].values
+        result[moves] = _arviz().rhat(losses[..., moves], chain_axis=0, draw_axis=1)
     return result
 
 
@@ -81,15 +80,14 @@ def _mean_ess(values: np.ndarray) -> float:
     """Effective sample size of the mean of one quantity ``(chain, draw)``, at least 1."""
     if values.shape[1] < 4 or values.std() == 0:
         return 1.0
-    return max(1.0, float(_arviz().ess(values, method="mean")))
+    return max(1.0, float(_arviz().ess(values, chain_axis=0, draw_axis=1, method="mean")))
 
 
 def _arviz():
-    """ArviZ, imported when it is needed: it loads for seconds, and most calls do without it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # announces ArviZ 1.0 at every import
-        import arviz
-    return arviz
+    """ArviZ's statistics of arrays, imported when they are needed: most calls do without them."""
+    from arviz_stats.base import array_stats
+
+    return array_stats
 
 
 def copies(losses: np.ndarray, most_inputs: int = 50) -> list[tuple[int, int]]:

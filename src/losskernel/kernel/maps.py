@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from losskernel.errors import DataError
+from losskernel.errors import DataError, needs
 
 
 def umap_graph(indices: ArrayLike, distances: ArrayLike) -> scipy.sparse.csr_matrix:
@@ -81,7 +81,8 @@ def umap_embedding(
 
 def _fit(indices: ArrayLike, distances: ArrayLike, *, random_state: int, **settings):
     """A UMAP estimator fitted to a precomputed neighbor graph."""
-    import umap  # here, as it compiles for seconds on import and the rest of the module is light
+    with needs("maps"):
+        import umap  # here, as it compiles for seconds on import, and the rest is light
 
     indices, distances = np.asarray(indices), np.asarray(distances, np.float64)
     _check_graph(indices, distances)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from losskernel.errors import WeightsError
+from losskernel.errors import WeightsError, needs
 
 # message: {field: (number, type)}; a type in capitals is another message, [] marks a repeated one.
 _SCHEMA = {
@@ -36,14 +36,10 @@ def net_message() -> type:
     """The message class of a whole file.
 
     Raises:
-        WeightsError: protobuf is not installed.
+        LossKernelError: protobuf is not installed.
     """
-    try:
+    with needs("vision"):
         from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-    except ImportError as error:
-        raise WeightsError(
-            "protobuf is not installed; pip install 'losskernel[weights]'"
-        ) from error
     file = descriptor_pb2.FileDescriptorProto(name="caffe", package="caffe", syntax="proto2")
     kinds = descriptor_pb2.FieldDescriptorProto
     for message, fields in _SCHEMA.items():
@@ -68,7 +64,8 @@ def read_caffemodel(path: str | Path) -> dict[str, list[np.ndarray]]:
     Raises:
         WeightsError: the file is missing, is no caffemodel, or a blob is not of its shape.
     """
-    from google.protobuf.message import DecodeError
+    with needs("vision"):
+        from google.protobuf.message import DecodeError
 
     path = Path(path)
     if not path.is_file():

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from losskernel.errors import ConfigError, LossKernelError, WeightsError
+from losskernel.errors import ConfigError, LossKernelError, WeightsError, needs
 from losskernel.models.inception_v1 import InceptionV1, from_caffe_names, initialize
 
 CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)
@@ -37,7 +37,8 @@ def caffe_preprocessing(image_size: int = 224) -> Callable[[Image.Image], Tensor
     margins by a pixel and the accuracy on 1,000 images by 0.1 percentage points.
     """
     # torchvision and timm are slow to import, and a run needs one of them.
-    from torchvision.transforms import functional as transforms
+    with needs("vision"):
+        from torchvision.transforms import functional as transforms
 
     def preprocess(image: Image.Image) -> Tensor:
         if min(image.size) != 256:
@@ -116,7 +117,8 @@ def load_classifier(
 
 
 def _torchvision(name: str, pretrained: bool, image_size: int | None, outputs: int | None = None):
-    import torchvision
+    with needs("vision"):
+        import torchvision
 
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -136,7 +138,8 @@ def _torchvision(name: str, pretrained: bool, image_size: int | None, outputs: i
 
 
 def _timm(name: str, pretrained: bool, image_size: int | None, outputs: int | None = None):
-    import timm
+    with needs("vision"):
+        import timm
 
     head = {"num_classes": outputs} if outputs else {}
     try:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from losskernel.errors import DataError
+from losskernel.errors import DataError, needs
 from losskernel.files import atomic_path
 from losskernel.kernel.maps import umap_embedding
 from losskernel.kernel.neighbors import vote
@@ -185,7 +185,8 @@ def categorical(name: str, values: ArrayLike, order: Sequence[str] | None = None
 
 def numerical(name: str, values: ArrayLike) -> Coloring:
     """Color by a number, in steps that hold equally many inputs; not finite ones are grey."""
-    from bokeh.palettes import Cividis8  # made to look the same to the color-blind
+    with needs("maps"):
+        from bokeh.palettes import Cividis8  # made to look the same to the color-blind
 
     values = np.asarray(values, float)
     known = values[np.isfinite(values)]
@@ -334,16 +335,8 @@ def write_table(inputs: Inputs, views: Sequence[View], output: str | Path) -> No
         ]
         if one.self_covariance is not None:
             columns[f"self_covariance{ending}"] = one.self_covariance
-    try:
-        with atomic_path(output) as temporary:
-            pd.DataFrame(columns).to_parquet(temporary, index=False)
-    except ImportError as error:
-        raise DataError(missing("pyarrow")) from error
-
-
-def missing(package: str) -> str:
-    """What to say where an optional package is not installed."""
-    return f"{package} is not installed; pip install 'losskernel[browser]'"
+    with needs("maps"), atomic_path(output) as temporary:
+        pd.DataFrame(columns).to_parquet(temporary, index=False)
 
 
 def places(inputs: Inputs) -> list[str] | None:
@@ -391,16 +384,18 @@ def _darker(color: str, share: float) -> str:
 
 def _bokeh() -> str:
     """Bokeh's scripts: the core and, for many points, WebGL; not its widgets and tables."""
-    from bokeh.resources import Resources
+    with needs("maps"):
+        from bokeh.resources import Resources
 
     return "\n".join(Resources(mode="inline", components=["bokeh", "bokeh-gl"]).js_raw)
 
 
 def _plot(many: bool) -> dict:
     """The empty plot, for ``Bokeh.embed.embed_item``; map.js fills its sources by their names."""
-    from bokeh.embed import json_item
-    from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, CustomJS, HoverTool
-    from bokeh.plotting import figure
+    with needs("maps"):
+        from bokeh.embed import json_item
+        from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, CustomJS, HoverTool
+        from bokeh.plotting import figure
 
     def source(name: str, *columns: str) -> ColumnDataSource:
         return ColumnDataSource({column: [] for column in columns}, name=name)

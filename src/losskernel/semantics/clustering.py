@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from losskernel.errors import DataError
+from losskernel.errors import DataError, needs
 
 
 def spectral_clusters(graph: scipy.sparse.spmatrix, clusters: int, seed: int = 0) -> NDArray:
@@ -30,7 +30,8 @@ def spectral_clusters(graph: scipy.sparse.spmatrix, clusters: int, seed: int = 0
     Raises:
         DataError: the number of clusters is out of range.
     """
-    from sklearn.cluster import SpectralClustering  # here, as it loads for a second
+    with needs("maps"):
+        from sklearn.cluster import SpectralClustering  # here, as it loads for a second
 
     n = graph.shape[0]
     if not 2 <= clusters < n:
@@ -70,7 +71,8 @@ def purity(clusters: ArrayLike, groups: ArrayLike) -> float:
     Raises:
         DataError: the lengths differ.
     """
-    from sklearn.metrics.cluster import contingency_matrix
+    with needs("maps"):
+        from sklearn.metrics.cluster import contingency_matrix
 
     _check(clusters, groups)
     return float(contingency_matrix(groups, clusters).max(axis=0).sum() / len(np.asarray(groups)))
@@ -82,7 +84,8 @@ def agreement(clusters: ArrayLike, groups: ArrayLike) -> Agreement:
     Raises:
         DataError: the lengths differ.
     """
-    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+    with needs("maps"):
+        from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
     _check(clusters, groups)
     return Agreement(

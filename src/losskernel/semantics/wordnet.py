@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from losskernel.errors import DataError
+from losskernel.errors import DataError, needs
 from losskernel.files import atomic_path
 
 WORDNET_VERSION = "3.0"  # ImageNet's wnids are noun offsets of this version and of no other
@@ -405,7 +405,8 @@ def _frozen(array: NDArray) -> NDArray:
 @contextmanager
 def _wordnet(nltk_data: str | None) -> Iterator:
     """NLTK's WordNet reader for as long as ``nltk_data`` is on NLTK's path."""
-    import nltk.data  # here, as only this function needs NLTK and it is slow to import
+    with needs("vision"):
+        import nltk.data  # here, as only this function needs NLTK and it is slow to import
 
     search_path = list(nltk.data.path)
     if nltk_data is not None:
