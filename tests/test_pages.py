@@ -158,11 +158,12 @@ def figures_of_the_architecture() -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize("row", figures_of_the_architecture(), ids=lambda row: row[0])
 def test_a_row_of_the_architecture_is_what_the_rules_say(row):
     figure, rules, function = row
-    text = (ROOT / rules).read_text()
-    assert re.search(rf"^ *use rule step as figure_{figure} with:", text, re.M)
-    assert f'"{function}"' in text
+    assert re.search(rf"^ *use rule \w+ as figure_{figure} with:", (ROOT / rules).read_text(), re.M)
+    # A rule that is another's on other inputs has its function from there.
+    assert any(f'"{function}"' in path.read_text() for path in (ROOT / rules).parent.iterdir())
 
 
 def test_every_figure_has_its_row_and_its_caption():
-    figures = set(re.findall(r"paper_figures/(\w+)\.png", (ROOT / "docs/figures.md").read_text()))
-    assert figures == {figure for figure, _, _ in figures_of_the_architecture()}
+    figures = {path.stem for path in (ROOT / "paper_figures").glob("*.png")}
+    shown = set(re.findall(r"paper_figures/(\w+)\.png", (ROOT / "docs/figures.md").read_text()))
+    assert figures == shown == {figure for figure, _, _ in figures_of_the_architecture()}

@@ -344,7 +344,8 @@ def folder(
         device: cpu or cuda.
         k: inputs that are listed as nearest, and as opposed, and vote.
         score: as for rank; best.
-        predictions, training_log: as for rank.
+        predictions: as for rank.
+        training_log: as for rank.
         folds: predict each image by a new last layer (a logistic regression on the features before
             it) that did not see it, in so many parts, for want of predictions; they are written
             beside output.
