@@ -172,7 +172,8 @@ class SeveralLabels(nn.Module):
     Args:
         model: maps inputs to logits ``(input, class)``.
         inputs: the probe inputs, ``(input, ...)`` of floating point.
-        labels_per_input: labels shown of each; ``eval_batch_size`` must be a multiple of it.
+        labels_per_input: labels shown of each. With an ``eval_batch_size`` that is a multiple of it
+            they share a forward pass; pairs in another order are evaluated one by one.
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor, labels_per_input: int):
@@ -189,21 +190,17 @@ class SeveralLabels(nn.Module):
         return torch.arange(len(self.inputs) * self.labels_per_input, device=self.inputs.device)
 
     def forward(self, batch: Tensor) -> Tensor:
-        """Logits ``(batch, class)`` of inputs, or of consecutive pairs by number."""
+        """Logits ``(batch, class)`` of inputs, or of pairs by number."""
         if batch.is_floating_point():
             return self.model(batch)
-        if len(batch) % self.labels_per_input:
-            raise ConfigError(
-                f"eval_batch_size: a batch of {len(batch)} pairs is no multiple of the "
-                f"{self.labels_per_input} labels of an input"
-            )
         number = batch // self.labels_per_input
         of_inputs = number[:: self.labels_per_input]
-        apart = number != of_inputs.repeat_interleave(self.labels_per_input)
-        if not torch.compiler.is_compiling() and apart.any():
-            raise ConfigError(
-                "pairs: the pairs of an input must follow each other; use them as probe_data only, "
-                "with an eval_batch_size that is a multiple of the labels of an input"
-            )
-        shown = self.inputs[of_inputs]
-        return self.model(shown).repeat_interleave(self.labels_per_input, 0)
+        shared = len(batch) % self.labels_per_input == 0
+        if shared and not torch.compiler.is_compiling():
+            try:
+                shared = bool((number == of_inputs.repeat_interleave(self.labels_per_input)).all())
+            except RuntimeError:  # a batch of each chain, on which torch.func cannot branch
+                shared = False
+        if not shared:  # such as a few pairs that are looked at before the first draw
+            return self.model(self.inputs[number])
+        return self.model(self.inputs[of_inputs]).repeat_interleave(self.labels_per_input, 0)
