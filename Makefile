@@ -7,7 +7,7 @@ READY := .venv/.ready
 # Rules call the command line by its name, whether or not the environment is active.
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m
 
-.PHONY: all test verify bench lint env clean help
+.PHONY: all test verify report docs bench lint env clean help
 
 all: $(READY) ## build the environment if needed, then every result and figure
 	$(RUN) snakemake --workflow-profile workflow/profiles/default --cores all all
@@ -23,6 +23,12 @@ verify: $(READY) ## run the default workflow beside the tracked results, and com
 	    --config results=$(VERIFY) figures=$(VERIFY)/figures compare=$(VERIFY)/compare.csv
 	$(RUN) losskernel.cli workflow comparison verify --tracked results/compare.csv \
 	    --found $(VERIFY)/compare.csv --output $(VERIFY)/agreement.csv
+
+report: $(READY) ## one HTML file of all figures and tables, after `make all`: report.html
+	$(RUN) snakemake --report report.html
+
+docs: $(READY) ## the pages, the reference and the tutorials as a site: docs/_build/html
+	$(RUN) sphinx --fail-on-warning --keep-going -q docs docs/_build/html
 
 bench: $(READY) ## measure speed and memory against peers and floors; wants an idle machine
 	$(RUN) benchmarks

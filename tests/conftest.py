@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["browser"]
+
 # One thread a process: two test processes and their jobs share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -78,11 +78,12 @@ def gpus(sampling):
 
 
 def figure(name, category):
-    """A figure as PDF, in the report with its caption, and as PNG."""
-    caption = f"../report/{name}.rst"
+    """A figure as PDF, and as PNG, which is in the report with its caption."""
+    shown = {"category": category, "caption": f"../report/{name}.rst"}
+    labels = {"figure": name.replace("_", " ")}
     return {
-        "pdf": report(f"{FIGURES}/{name}.pdf", category=category, caption=caption),
-        "png": f"{FIGURES}/{name}.png",
+        "pdf": f"{FIGURES}/{name}.pdf",
+        "png": report(f"{FIGURES}/{name}.png", labels=labels, **shown),
     }
 
 

@@ -210,7 +210,12 @@ use rule step as imagenet_browse with:
         **KERNELS,
         images=IMAGES or [],
     output:
-        f"{IMAGENET}/map.html",
+        report(
+            f"{IMAGENET}/map.html",
+            category="2 ImageNet",
+            labels={"figure": "imagenet map in the browser"},
+            caption="../report/imagenet_browse.rst",
+        ),
     log:
         log("imagenet_browse"),
     params:

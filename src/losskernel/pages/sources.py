@@ -11,6 +11,7 @@ import numpy as np
 from losskernel.errors import DataError
 from losskernel.kernel.control_variate import normalize
 from losskernel.kernel.covariance import correlation_blocks, self_covariance
+from losskernel.kernel.stored import StoredKernel
 from losskernel.trace import LossTrace
 
 BLOCK = 1024
@@ -92,7 +93,8 @@ def read_kernel(text: str) -> KernelFile:
     """Read a kernel from ``NAME=FILE`` or ``FILE``: a trace (.nc), or an .npz with one of its keys.
 
     R, or K or ``gram`` (of gradients) that are normalized, or ``features`` whose cosine is taken;
-    ``name`` in it, if there, names the inputs.
+    ``name`` in it, if there, names the inputs. Or what
+    :meth:`losskernel.kernel.stored.StoredKernel.save` wrote.
 
     Raises:
         DataError: there is no such file, or nothing of this in it.
@@ -111,6 +113,10 @@ def read_kernel(text: str) -> KernelFile:
             held = {key: stored[key] for key in stored.files}
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: unreadable as .npz ({error}); make it again") from error
+    if "triangle" in held:
+        stored = StoredKernel.load(path)
+        names, variances = stored.coordinates["name"].astype(str), stored.self_covariance
+        return KernelFile(name, names, matrix=stored.r, variances=variances)
     names = held["name"].astype(str) if "name" in held else None
     if "features" in held:
         vectors = held["features"].astype(np.float64)

@@ -108,8 +108,9 @@ def propose_probe(
         trace = sample_losses(model, data, pilot.probe)
 
     Args:
-        model, data, loss, probe_data, batch_size, eval_batch_size, parameters, seed, device,
-            engine: as for :func:`losskernel.sampling.sample.sample_losses`.
+        model, data, loss, probe_data, parameters, seed, device, engine: as for
+            :func:`losskernel.sampling.sample.sample_losses`.
+        batch_size, eval_batch_size: likewise.
         n_beta: inverse temperature of the probe.
         rise: target in units of the loss; if not given, ``relative_rise``.
         relative_rise: target as a share of the mean loss at the trained weights. Of little use
