@@ -44,7 +44,7 @@ def test_language_model(tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason="needs the extra 'docs'")
     found = executed("language_model", tmp_path, monkeypatch, steps=150, draws=30)
     assert found["trace"].losses.shape == (2, 30, 200)
-    assert found["auc"] > 0.9
+    assert found["shared"] > 0.9 and found["within"] > found["across"] + 0.1
 
 
 def test_notebooks_are_kept_without_output():
