@@ -1,6 +1,7 @@
 """Models and data as users have them: nothing of them is changed, nor changes a result unseen."""
 
 import copy
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -325,3 +326,66 @@ def test_a_model_that_fails_says_so_in_one_line(engine):
     with pytest.raises(ConfigError, match=r"RuntimeError: (mat1 and mat2|Expected size)") as caught:
         sample(layers(), (X[:, :4], Y), engine=engine)
     assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def default_type():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def torch_settings():
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_autocast_enabled("cpu"),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+    )
+
+
+STATES = {
+    "no gradients": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "default type": default_type,
+    "default device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "deterministic": deterministic,
+}
+
+
+class Creating(nn.Module):
+    """Makes a tensor of the default type on the default device in each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layers()
+
+    def forward(self, x):
+        return self.inner(x + torch.linspace(0, 1, 5))
+
+
+@ENGINES
+def test_the_state_that_pytorch_is_in_changes_nothing(engine):
+    def found(model):
+        trace = sample(model, engine=engine)
+        return trace.losses, gradient_norms(model, (X, Y), engine=engine)
+
+    expected, model = found(Creating()), Creating()
+    for name, state in STATES.items():
+        with state():
+            before = torch_settings()
+            results = found(model)
+            assert torch_settings() == before, name
+        for a, b in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=name)

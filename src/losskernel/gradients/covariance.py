@@ -54,6 +54,7 @@ from losskernel.gradients.sketch import DEFAULT_WIDTH, Fold, Nothing
 from losskernel.gradients.sources import GradientSource, make_source
 from losskernel.kernel.control_variate import normalize
 from losskernel.progress import bar
+from losskernel.sampling.ambient import own_torch_settings
 from losskernel.sampling.checks import check_losses
 from losskernel.sampling.engines import LossPerInput, make_engine
 from losskernel.sampling.fingerprints import loss_fingerprint
@@ -162,6 +163,7 @@ class GradientCovariance:
         return float(rise), float(by_pair.std(ddof=1) / math.sqrt(len(by_pair)))
 
 
+@own_torch_settings()
 def gradient_covariance(
     model: nn.Module,
     data: Data,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from losskernel.errors import ConfigError, DataError, LossKernelError, TraceError
 from losskernel.files import atomic_path, locked
 from losskernel.progress import bar
+from losskernel.sampling.ambient import own_torch_settings
 from losskernel.sampling.checks import check_losses
 from losskernel.sampling.engines import SMALL, BatchedEngine, Engine, LossPerInput, make_engine
 from losskernel.sampling.fingerprints import loss_fingerprint
@@ -164,6 +165,7 @@ class Gradients:
         return np.dtype(self.dtype).itemsize
 
 
+@own_torch_settings()
 def per_sample_gradients(
     model: nn.Module,
     data: Data,
@@ -252,6 +254,7 @@ def per_sample_gradients(
     return Gradients.load(folder)
 
 
+@own_torch_settings()
 def gradient_norms(
     model: nn.Module,
     data: Data,

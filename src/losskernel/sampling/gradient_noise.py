@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from losskernel.sampling.ambient import own_torch_settings
 from losskernel.sampling.checks import check_losses
 from losskernel.sampling.engines import LossPerInput, make_engine
 from losskernel.sampling.inputs import Inputs
@@ -36,6 +37,7 @@ class GradientNoise:
     in_span: float
 
 
+@own_torch_settings()
 def gradient_noise(
     model: nn.Module,
     data: Data,

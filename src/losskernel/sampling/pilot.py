@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from losskernel.errors import ConfigError
+from losskernel.sampling.ambient import own_torch_settings
 from losskernel.sampling.checks import check_losses
 from losskernel.sampling.engines import LossPerInput, make_engine
 from losskernel.sampling.inputs import Inputs
@@ -69,6 +70,7 @@ class Pilot:
     words: str
 
 
+@own_torch_settings()
 def propose_probe(
     model: nn.Module,
     data: Data,

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from losskernel.errors import ConfigError, DataError
 from losskernel.progress import bar
+from losskernel.sampling.ambient import own_torch_settings
 from losskernel.sampling.chains import Chains, DivergenceError, Lane
 from losskernel.sampling.checks import check_data, check_losses
 from losskernel.sampling.draws import Draws, draws_at_once, has_convolutions
@@ -91,6 +92,7 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     return torch.nn.functional.softplus(others.logsumexp(1))
 
 
+@own_torch_settings()
 def sample_losses(
     model: nn.Module,
     data: Data | None,
