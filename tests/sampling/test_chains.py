@@ -55,6 +55,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.bits
 def test_the_step_in_place_is_the_pure_one_to_the_bit():
     torch.manual_seed(1)
     probe = Probe(20, gamma=3, step_size=0.1)
@@ -65,6 +66,7 @@ def test_the_step_in_place_is_the_pure_one_to_the_bit():
     assert torch.equal(weights, expected)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     "changes",
     [{"workers": 2}, {"workers": 3}, {"workers": 9}, {"device": ["cpu", "cpu"]}],
@@ -94,6 +96,7 @@ def recording_loss(folder):
     return loss
 
 
+@pytest.mark.bits
 def test_sharing_the_chains_out_among_threads_changes_nothing(in_threads):
     assert_same(sample(workers=3), sample(workers=1))
 
@@ -131,6 +134,7 @@ def test_the_number_of_threads_elsewhere_is_left_as_it_was(two_threads, in_threa
     assert found == [2, 2] and torch.get_num_threads() == 2
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("first", [1, 3])
 def test_a_journal_continues_with_another_number_of_workers(tmp_path, first):
     whole = sample(draws=7)

@@ -94,6 +94,7 @@ def test_engines_agree():
     assert np.ptp(found[0], axis=(0, 1)).min() > 1e-2
 
 
+@pytest.mark.bits
 @ENGINES
 def test_a_draw_does_not_depend_on_its_company(engine):
     whole = sample(engine=engine, chains=3, draws=21).losses
@@ -101,6 +102,7 @@ def test_a_draw_does_not_depend_on_its_company(engine):
     assert np.array_equal(alone[0], whole[2, :19])
 
 
+@pytest.mark.bits
 @ENGINES
 @pytest.mark.parametrize("workers", [1, 2])
 def test_interrupted_and_extended_equals_whole(tmp_path, engine, workers):

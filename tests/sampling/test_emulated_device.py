@@ -69,6 +69,7 @@ def test_bfloat16_is_rounded_on_the_device(results):
     np.testing.assert_allclose(rounded, results[f"cpu/{BFLOAT16}"], rtol=0.02)
 
 
+@pytest.mark.bits
 def test_continued_and_shared_chains_are_those_of_one_run(results):
     """Shared out over devices chain by chain alone: a product of fewer chains rounds otherwise."""
     for name, of_whole in (

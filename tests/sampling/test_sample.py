@@ -90,6 +90,7 @@ def test_batched_and_sequential_engines_draw_the_same_chains():
     assert np.ptp(sequential.losses, axis=1).min() > 1e-2  # the chains moved
 
 
+@pytest.mark.bits
 def test_a_chain_does_not_depend_on_its_company():
     together = sample(engine="sequential")
     parts = [sample(engine="sequential", chain_ids=ids) for ids in ([0], [1, 2])]
@@ -112,6 +113,7 @@ def test_the_seed_decides(engine):
     assert not np.isin(chains[0], chains[1:]).any()
 
 
+@pytest.mark.bits
 @ENGINES
 def test_interrupted_equals_uninterrupted(tmp_path, engine):
     whole = sample(engine=engine, draws=7)
@@ -372,6 +374,7 @@ def test_only_the_chosen_parameters_move():
     assert np.ptp(losses, axis=1).min() > 0
 
 
+@pytest.mark.bits
 def test_a_data_set_samples_like_the_tensors():
     assert_same(sample(data=TensorDataset(X, Y)), sample())
 
