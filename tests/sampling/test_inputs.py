@@ -1,7 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from losskernel.errors import DataError
 from losskernel.sampling.inputs import Inputs, fingerprint, leaves
@@ -19,7 +21,27 @@ class Labeled(Dataset):
         return X[item], int(Y[item])
 
 
-@pytest.mark.parametrize("data", [TensorDataset(X, Y), Labeled()])
+class Stream(IterableDataset):
+    def __len__(self):
+        return 7
+
+    def __iter__(self):
+        return iter(Labeled())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TensorDataset(X, Y),
+        Labeled(),
+        [*Labeled()],
+        DataLoader(Labeled(), batch_size=2, shuffle=True),
+        (X.numpy(), Y.tolist()),
+        (list(X), Y),
+        (pd.DataFrame(X.numpy()), pd.Series(Y.numpy())),
+    ],
+    ids=["TensorDataset", "data set", "list", "loader", "arrays", "list of tensors", "table"],
+)
 def test_a_data_set_reads_like_the_tensors(data):
     tensors, read = Inputs((X, Y)), Inputs(data)
     assert len(read) == len(tensors) == 7
@@ -38,7 +60,11 @@ def test_a_data_set_reads_like_the_tensors(data):
         ((X, Y[:5]), "7 inputs but 5 targets"),
         ((X[:0], Y[:0]), "no inputs"),
         (iter([1, 2]), "map-style Dataset"),
-        (DataLoader(TensorDataset(X, Y)), r"pass its \.dataset"),
+        (Stream(), "map-style Dataset, not Stream"),
+        ((X, Y, X), r"not 3 parts; put a mask or a weight beside the target"),
+        ((X, ["cat", "dog"] * 3 + ["cat"]), "targets of type list make no tensor.*numbered from 0"),
+        (([X[0], X[1, :2]], [0, 1]), "inputs of type list make no tensor.*collate_fn"),
+        (({"a": X, "b": X[:5]}, Y), "5 inputs but 7 targets"),
     ],
 )
 def test_unusable_data(data, message):
@@ -51,6 +77,38 @@ def test_items_that_are_not_pairs():
         next(Inputs(TensorDataset(X)).blocks(2))
     with pytest.raises(DataError, match="must be a pair"):
         Inputs(TensorDataset(X)).take(np.array([0, 1]))
+
+
+def test_two_pairs_in_a_list_are_two_items():
+    assert len(Inputs([(X[0], 0), (X[1], 1)])) == 2
+    assert len(Inputs([X, Y])) == 7
+
+
+@pytest.mark.parametrize("parts", [{"x": X, "more": X + 1}, (X, X + 1), [X, X + 1]])
+def test_inputs_of_several_parts_in_memory(parts):
+    inputs = Inputs((parts, Y))
+    for x, y in (inputs.take([4, 2]), next(inputs.blocks(2))):
+        found = [*x.values()] if isinstance(x, dict) else x
+        assert torch.equal(found[0], X[[4, 2]] if y[0] == 4 else X[:2])
+        assert torch.equal(found[1], found[0] + 1) and len(y) == 2
+    with pytest.raises(DataError, match="input 3 holds NaN"):
+        wrong = X.clone()
+        wrong[3] = torch.nan
+        Inputs(((X, wrong), Y)).check_finite()
+
+
+def test_inputs_of_various_sizes_by_a_collate_function():
+    items = [(X[0, : 1 + i % 3], i) for i in range(7)]
+
+    def padded(batch):
+        return pad_sequence([x for x, _ in batch], True), torch.tensor([y for _, y in batch])
+
+    inputs = Inputs(DataLoader(items, collate_fn=padded))
+    x, y = inputs.take([0, 2])
+    assert x.shape == (2, 3) and y.tolist() == [0, 2] and x[0, 1:].tolist() == [0, 0]
+    assert [len(y) for _, y in inputs.blocks(4)] == [4, 3]
+    with pytest.raises(DataError, match=r"items do not make a batch.*collate_fn=\.\.\."):
+        Inputs(items).take([0, 1])
 
 
 def test_fingerprint_sees_values_shapes_types_and_order():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from losskernel.errors import ConfigError, DataError
 
@@ -21,7 +21,9 @@ class Inputs:
 
     Args:
         data: a pair of tensors ``(inputs, targets)`` with equal first dimension, kept on the
-            device, or a map-style data set of pairs, read as it is needed.
+            device; either may be an array, a table, or a dictionary or list of tensors. Or a list
+            or map-style data set of pairs, read as it is needed; in a ``DataLoader``, of which its
+            ``dataset`` and ``collate_fn`` alone are used, if items need one.
         device: where batches are delivered.
         workers: loader processes for a data set; tensors need none.
 
@@ -38,18 +40,29 @@ class Inputs:
     ):
         self.device = usable_device(device)
         self.workers = workers
-        self._tensors: tuple[Tensor, Tensor] | None = None
-        if isinstance(data, (tuple, list)):
-            inputs, targets = (torch.as_tensor(part) for part in data)
-            if len(inputs) != len(targets):
-                raise DataError(f"data: {len(inputs)} inputs but {len(targets)} targets")
-            self._tensors = (inputs.to(self.device), targets.to(self.device))
-            self._length = len(inputs)
+        self._tensors: tuple[Any, Any] | None = None
+        self._collate = default_collate
+        if isinstance(data, DataLoader):
+            self._collate, data = data.collate_fn, data.dataset
+        if isinstance(data, (tuple, list)) and not _are_pairs(data):
+            if len(data) != 2:
+                raise _not_pairs(len(data))
+            targets = _as_tensors(data[1], "target", None)
+            count = len(leaves(targets)[0])
+            inputs = _as_tensors(data[0], "input", count)
+            for leaf in leaves(inputs) + leaves(targets):
+                if len(leaf) != count:
+                    raise DataError(f"data: {len(leaf)} inputs but {count} targets")
+            self._tensors = tuple(
+                map_tensors(lambda t: t.to(self.device), part) for part in (inputs, targets)
+            )
+            self._length = count
         else:
-            if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+            iterable = isinstance(data, IterableDataset)
+            if iterable or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
                 raise DataError(
-                    "data: needs a length and indexing; pass tensors or a map-style Dataset, "
-                    f"not {type(data).__name__} (for a DataLoader, pass its .dataset)"
+                    "data: needs a length and indexing; pass tensors, a list of pairs or a "
+                    f"map-style Dataset, not {type(data).__name__}"
                 )
             self._dataset = data
             self._length = len(data)
@@ -79,29 +92,47 @@ class Inputs:
             DataError: naming the first such input.
         """
         for kind, part in zip(("input", "target"), self._tensors or (), strict=False):
-            finite = torch.isfinite(part).flatten(1).all(1) if part.ndim > 1 else part.isfinite()
-            if not finite.all():
-                place = int(torch.argmin(finite.int()))
-                raise _not_finite(kind, place if numbers is None else numbers[place])
+            for leaf in leaves(part):
+                wrong = _is_wrong(leaf, leaf is part)
+                wrong = wrong.flatten(1).any(1) if leaf.ndim > 1 else wrong
+                if wrong.any():
+                    place = int(torch.argmax(wrong.int()))
+                    raise _not_finite(kind, place if numbers is None else numbers[place])
 
     def take(self, indices: np.ndarray) -> tuple[Any, Any]:
         """Inputs and targets at ``indices``, on the device."""
         if self._tensors is not None:
             index = torch.as_tensor(indices, device=self.device)
-            return self._tensors[0][index], self._tensors[1][index]
-        return self._send(default_collate([self._dataset[int(i)] for i in indices]))
+            return tuple(map_tensors(lambda t: t[index], part) for part in self._tensors)
+        return self._send(self._collated([self._dataset[int(i)] for i in indices]))
+
+    def _collated(self, items: list) -> Any:
+        try:
+            return self._collate(items)
+        except (RuntimeError, TypeError) as error:
+            if self._collate is not default_collate:
+                raise
+            raise DataError(
+                f"data: items do not make a batch ({str(error).splitlines()[0]}); pass "
+                "DataLoader(data, collate_fn=...), which pads them or makes tensors of them"
+            ) from error
 
     def blocks(self, size: int) -> Iterator[tuple[Any, Any]]:
         """All pairs in order, at most ``size`` at a time."""
         if self._tensors is not None:
             for start in range(0, self._length, size):
-                yield tuple(part[start : start + size].clone() for part in self._tensors)
+                stop = start + size
+                yield tuple(
+                    map_tensors(lambda t, a=start, b=stop: t[a:b].clone(), part)
+                    for part in self._tensors
+                )
             return
         # From pinned memory a GPU copies while it computes.
         loader = DataLoader(
             self._dataset,
             batch_size=size,
             num_workers=self.workers,
+            collate_fn=self._collated,
             pin_memory=self.device.type == "cuda",
         )
         for batch in loader:
@@ -127,20 +158,56 @@ class Inputs:
         for number, pair in enumerate(pairs):
             for kind, part in zip(("input", "target"), pair, strict=True):
                 for leaf in leaves(part):
-                    # Infinity is as it should be in a mask beside an input.
-                    if isinstance(leaf, Tensor) and (
-                        leaf.isnan().any() or (leaf is part and leaf.isinf().any())
-                    ):
+                    if isinstance(leaf, Tensor) and _is_wrong(leaf, leaf is part).any():
                         raise _not_finite(kind, number)
                     yield leaf
 
     def _send(self, batch: Sequence) -> tuple[Any, Any]:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise DataError("data: each item must be a pair (input, target)")
+            raise _not_pairs(len(batch) if isinstance(batch, (tuple, list)) else 1)
         return tuple(self._sent(part) for part in batch)
 
     def _sent(self, part: Any) -> Any:
         return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), part)
+
+
+def _is_wrong(tensor: Tensor, alone: bool) -> Tensor:
+    """Where it is NaN or, if it is all of an input, infinite: a mask beside one may be that."""
+    return ~tensor.isfinite() if alone else tensor.isnan()
+
+
+def _are_pairs(data: tuple | list) -> bool:
+    """Whether it is a list of (input, target) and not the pair of all inputs and all targets."""
+    return isinstance(data, list) and all(
+        isinstance(item, tuple) and len(item) == 2 for item in data
+    )
+
+
+def _not_pairs(parts: int) -> DataError:
+    return DataError(
+        f"data: each item must be a pair (input, target), not {parts} parts; put a mask or a "
+        "weight beside the target, (input, (target, mask)), and let loss read both"
+    )
+
+
+def _as_tensors(part: Any, kind: str, count: int | None) -> Any:
+    """Tensors of arrays, tables and numbers, also in dictionaries and lists of ``count`` rows."""
+    if isinstance(part, Tensor):
+        return part
+    if isinstance(part, Mapping):
+        return {key: _as_tensors(value, kind, count) for key, value in part.items()}
+    if isinstance(part, (tuple, list)) and part and all(isinstance(v, Tensor) for v in part):
+        if isinstance(part, tuple) or all(v.ndim and len(v) == count != len(part) for v in part):
+            return list(part)
+        part = torch.stack(list(part)) if len({v.shape for v in part}) == 1 else part
+    try:
+        return torch.as_tensor(part.to_numpy(copy=True) if hasattr(part, "to_numpy") else part)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"data: {kind}s of type {type(part).__name__} make no tensor "
+            f"({str(error).splitlines()[0]}); give numbers, classes numbered from 0 on, or a list "
+            "of pairs in a DataLoader with a collate_fn that pads them"
+        ) from error
 
 
 def _not_finite(kind: str, number: int) -> DataError:
