@@ -25,7 +25,7 @@ def executed(name: str, tmp_path, monkeypatch, **sizes) -> dict:
 
 
 def test_digits(tmp_path, monkeypatch):
-    pytest.importorskip("bokeh", reason="needs the extra 'browser'")
+    pytest.importorskip("bokeh", reason="needs the extra 'maps'")
     found = executed("digits", tmp_path, monkeypatch, inputs=200, draws=150)
     assert found["trace"].losses.shape == (2, 150, 200)
     assert found["spread"] > 2 * found["floor"]

@@ -30,7 +30,7 @@ def run(*arguments) -> int:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A trace of three classes, a kernel of the same inputs, small images, and their map."""
-    pytest.importorskip("bokeh", reason="needs the extra 'browser'")
+    pytest.importorskip("bokeh", reason="needs the extra 'maps'")
     folder, rng = tmp_path_factory.mktemp("map"), np.random.default_rng(0)
     label = np.repeat(CLASSES, EACH)
     names = np.array([f"{c}/{i}.png" for c in ("cat", "dog", EVIL) for i in range(EACH)])
@@ -285,7 +285,7 @@ def test_controls_have_labels(page):
 
 
 def test_hierarchy_gives_places_and_colors(tmp_path, browser):
-    pytest.importorskip("bokeh", reason="needs the extra 'browser'")
+    pytest.importorskip("bokeh", reason="needs the extra 'maps'")
     hypernyms = {"thing.n.01": (), "dog.n.01": ("thing.n.01",), "bird.n.01": ("thing.n.01",)}
     leaves = {"pug.n.01": "dog.n.01", "lab.n.01": "dog.n.01", "jay.n.01": "bird.n.01"}
     hypernyms |= {leaf: (above,) for leaf, above in leaves.items()}
@@ -314,7 +314,7 @@ def test_hierarchy_gives_places_and_colors(tmp_path, browser):
 
 @pytest.mark.slow
 def test_the_tracked_imagenet_kernels_make_a_page_below_one_megabyte(tmp_path, browser):
-    pytest.importorskip("bokeh", reason="needs the extra 'browser'")
+    pytest.importorskip("bokeh", reason="needs the extra 'maps'")
     tracked, page = ROOT / "results/reference/imagenet", tmp_path / "map.html"
     kernels = sorted((tracked / "kernels").glob("*.npz"))
     if not kernels:
