@@ -46,7 +46,7 @@ def gram(
     block: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """Products ``g_i . g_j`` over some parameters, ``(input, input)`` float64.
+    """Inner products of the gradients over some parameters, ``(input, input)`` float64.
 
     Products are float32 within a block of columns; blocks are added in float64. Matrices of
     disjoint groups of parameters add up to that of their union.
