@@ -3,12 +3,8 @@ import pytest
 from arviz_stats.base import array_stats
 
 from losskernel.diagnostics.convergence import (
-    autocorrelation_time,
     convergence,
-    effective_rank,
-    settled_at,
 )
-from losskernel.errors import TraceError
 from series import autoregressive
 
 
@@ -46,42 +42,3 @@ def test_drift_is_measured_with_its_error():
     found = convergence(losses)
     assert found.drift == pytest.approx(0.5, abs=4 * found.drift_error)
     assert found.drift > 4 * found.drift_error
-
-
-def test_effective_rank():
-    rng = np.random.default_rng(0)
-    basis = np.linalg.qr(rng.standard_normal((50, 50)))[0]
-    basis -= basis.mean(0)
-    three = np.linalg.qr(basis[:, :3])[0] @ np.linalg.qr(rng.standard_normal((20, 20)))[0][:3]
-    assert effective_rank(three) == pytest.approx(3, abs=1e-6)
-    assert effective_rank(np.outer(rng.standard_normal(9), np.ones(4))) == pytest.approx(1)
-
-
-def test_autocorrelation_time_of_an_autoregressive_chain():
-    """(1 + memory) / (1 - memory), within 5 standard errors over 40 chains."""
-    for memory in (0.0, 0.7):
-        losses = autoregressive(memory, chains=1, draws=2000, inputs=40)
-        found = np.array([autocorrelation_time(losses[..., i]) for i in range(40)])
-        expected = (1 + memory) / (1 - memory)
-        assert abs(found.mean() - expected) < 5 * found.std(ddof=1) / np.sqrt(40)
-
-
-def test_a_chain_that_drifts_has_a_time_of_the_order_of_its_length():
-    assert autocorrelation_time(np.linspace(0, 1, 50)[None]) > 10
-
-
-def test_settled_at_the_end_of_the_approach():
-    noise = 0.05 * np.random.default_rng(0).standard_normal((2, 200))
-    approach = np.exp(-np.arange(200) / 10)
-    # After five relaxation times the rest of the approach is below the noise of the mean.
-    assert 20 <= settled_at(approach + noise) <= 60
-    assert settled_at(np.arange(200) / 50 + noise) == 200
-    step = np.where(np.arange(40) < 7, 1.0, 0.0)[None]
-    assert settled_at(step) == 7
-
-
-@pytest.mark.parametrize("of", [autocorrelation_time, settled_at])
-@pytest.mark.parametrize("series", [np.zeros(9), np.zeros((2, 3))])
-def test_a_series_too_short_or_without_chains_is_refused(of, series):
-    with pytest.raises(TraceError, match="series"):
-        of(series)

@@ -1,4 +1,4 @@
-"""How far the draws have converged: effective sample size, R-hat, drift, autocorrelation."""
+"""How far the draws have converged: effective sample size, R-hat, drift."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
-
-from losskernel.errors import TraceError
-from losskernel.kernel.covariance import deviations
 
 
 @dataclass(frozen=True)
@@ -113,57 +109,3 @@ def copies(losses: np.ndarray, most_inputs: int = 50) -> list[tuple[int, int]]:
     return [
         (int(i), int(j)) for i, j in zip(*np.nonzero(np.triu(products > threshold, 1)), strict=True)
     ]
-
-
-def effective_rank(losses: np.ndarray, center: str = "pooled") -> float:
-    """``exp`` of the entropy of the normalized eigenvalues of K: directions in which losses move.
-
-    Roy and Vetterli 2007. At most the number of samples or inputs, whichever is less.
-    """
-    values, _ = deviations(losses, center)
-    spectrum = np.linalg.svd(values, compute_uv=False) ** 2
-    share = spectrum[spectrum > 0] / spectrum.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
-
-
-def autocorrelation_time(series: ArrayLike) -> float:
-    """Integrated autocorrelation time of one quantity, in draws: ``samples / ESS`` of its mean.
-
-    ``1 + 2 sum_t rho_t``; 1 for independent draws. The effective sample size is ArviZ's, of chains
-    split in halves: a chain that still drifts has a time of the order of its own length.
-
-    Args:
-        series: ``(chain, draw)``, at least 4 draws.
-
-    Raises:
-        TraceError: another shape, or too few draws.
-    """
-    series = np.asarray(series, float)
-    if series.ndim != 2 or series.shape[1] < 4:
-        raise TraceError(f"series: shape {series.shape} is not (chain, draw) with 4 draws or more")
-    return series.size / _mean_ess(series)
-
-
-def settled_at(series: ArrayLike) -> int:
-    """The draw from which on a quantity no longer approaches its level: the length of its warm-up.
-
-    The marginal standard error rule (White 1997, Simulation 69, 323): with the chains' mean series
-    ``x``, the ``d`` that minimizes ``sum_{t >= d} (x_t - mean_{t >= d} x)^2 / (n - d)^2``, the
-    squared standard error of the mean of what is left. A minimum in the second half says that the
-    level was not reached, and the answer is then ``n``, all draws: at least so many are needed.
-
-    Args:
-        series: ``(chain, draw)``, from the start of the chains.
-
-    Raises:
-        TraceError: another shape, or fewer than 4 draws.
-    """
-    series = np.asarray(series, float)
-    if series.ndim != 2 or series.shape[1] < 4:
-        raise TraceError(f"series: shape {series.shape} is not (chain, draw) with 4 draws or more")
-    mean = series.mean(axis=0)
-    draws = len(mean)
-    # Fewer than 3 draws left agree by chance.
-    error = [mean[start:].var() / (draws - start) for start in range(draws - 2)]
-    settled = int(np.argmin(error))
-    return settled if settled <= draws // 2 else draws

@@ -53,6 +53,7 @@ from losskernel.gradients.per_sample import Gradients
 from losskernel.gradients.sketch import DEFAULT_WIDTH, Fold, Nothing
 from losskernel.gradients.sources import GradientSource, make_source
 from losskernel.kernel.control_variate import normalize
+from losskernel.kernel.jackknife import jackknife_error
 from losskernel.progress import bar
 from losskernel.sampling.ambient import own_torch_settings
 from losskernel.sampling.checks import check_losses
@@ -140,8 +141,7 @@ class GradientCovariance:
         matrices = self.linear_left_out if of == "linear" else self.left_out
         if of == "correlation":
             matrices = map(normalize, matrices)
-        values = np.array([statistic(matrix) for matrix in matrices])
-        return np.sqrt(len(values) - 1) * np.std(values, axis=0)
+        return jackknife_error([statistic(matrix) for matrix in matrices])
 
     @property
     def reliability(self) -> tuple[float, float]:

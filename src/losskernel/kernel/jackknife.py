@@ -14,10 +14,11 @@ def jackknife(
     """A statistic of draws less its bias of order 1/draws, and its standard error.
 
     The delete-a-block jackknife: with ``v`` of all draws and ``v_j`` without block j of b, the
-    estimate is ``b v - (b - 1) mean v_j`` (Quenouille 1956) and its error ``sqrt((b - 1) / b *
-    sum_j (v_j - mean v_j)^2)``. Blocks are of successive draws, which allows for autocorrelation
-    shorter than a block (Kuensch 1989, Annals of Statistics 17, 1217). Not a bootstrap: draws that
-    are drawn twice lower their number, and with it every statistic of a kernel.
+    estimate is ``b v - (b - 1) mean v_j`` (Quenouille 1956) and its error
+    that of :func:`jackknife_error`. Blocks are of successive draws, which allows for
+    autocorrelation shorter than a block (Kuensch 1989, Annals of Statistics 17, 1217). Not a
+    bootstrap: draws that are drawn twice lower their number, and with it every statistic of a
+    kernel.
 
     Args:
         draws: their number.
@@ -30,13 +31,18 @@ def jackknife(
     values = _left_out(draws, blocks, statistic)
     whole = np.asarray(statistic(np.arange(draws)), float)
     estimate = len(values) * whole - (len(values) - 1) * values.mean(axis=0)
-    return estimate, np.sqrt(len(values) - 1) * values.std(axis=0)
+    return estimate, jackknife_error(values)
 
 
-def jackknife_error(draws: int, blocks: int, statistic: Callable[[np.ndarray], float]) -> float:
-    """The standard error of :func:`jackknife` alone."""
-    values = _left_out(draws, blocks, statistic)
-    return float(np.sqrt(len(values) - 1) * values.std())
+def jackknife_error(values: ArrayLike) -> NDArray[np.float64]:
+    """Standard error from the values of a statistic without each part, along the first axis.
+
+    ``sqrt((b - 1) / b * sum_j (v_j - mean v_j)^2)`` over the b values; NaN for less than two parts.
+    """
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return np.full(values.shape[1:], np.nan)
+    return np.sqrt(len(values) - 1) * np.std(values, axis=0)
 
 
 def _left_out(draws: int, blocks: int, statistic: Callable) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from losskernel.errors import TraceError
 from losskernel.files import atomic_path
 from losskernel.kernel.control_variate import normalize
 from losskernel.kernel.covariance import correlation, half_kernels, self_covariance
+from losskernel.kernel.jackknife import jackknife_error
 from losskernel.trace import DIMENSIONS, LossTrace
 
 
@@ -114,8 +115,7 @@ class StoredKernel:
 
     def error(self, statistic: Callable[[NDArray], NDArray | float]) -> NDArray | float:
         """Standard error of a statistic of R over draws, by the jackknife over groups of pairs."""
-        values = np.array([statistic(part) for part in self.left_out])
-        return np.sqrt(len(values) - 1) * np.std(values, axis=0)
+        return jackknife_error([statistic(part) for part in self.left_out])
 
     def save(self, path: str | Path) -> None:
         """Write, atomically."""

@@ -6,8 +6,7 @@ noise, so that the covariance of the two over pairs is the variance of R without
 1904, American Journal of Psychology 15, 72). Means over pairs need no such correction, but R is a
 ratio, whose expectation is off by about ``R (1 - R^2) / (2 draws)``; the jackknife removes that.
 
-See also :func:`losskernel.kernel.alignment.corrected_cka`, and the contrast and the squared
-lift of :class:`losskernel.semantics.relation.Relation`.
+See also :func:`losskernel.kernel.alignment.corrected_cka`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.neighbors import neighbors_by_distance
 from losskernel.kernel.stored import StoredKernel
 from losskernel.semantics.corrected import corrected_correlation
@@ -64,11 +65,6 @@ def depth_lift(
     return Statistic(name, of, False)
 
 
-def jackknife_spread(values: ArrayLike) -> float:
-    """Standard error from values with one part left out of each."""
-    return float(np.sqrt(len(values) - 1) * np.std(values))
-
-
 def with_errors(
     statistics: Sequence[Statistic],
     r: NDArray,
@@ -107,7 +103,7 @@ def with_errors(
                 "statistic": statistic.name,
                 "value": statistic.of(r, halves, everyone),
                 "error_draws": error,
-                "error_classes": jackknife_spread(parts),
+                "error_classes": jackknife_error(parts),
                 "parts": parts,
             }
         )

@@ -19,6 +19,7 @@ from losskernel.experiments.claims import measured, write_claims
 from losskernel.experiments.development.kernels import SAMPLED
 from losskernel.experiments.development.measure import PARTS, Curves, Measured
 from losskernel.files import atomic_path
+from losskernel.kernel.jackknife import jackknife_error
 from losskernel.semantics.trajectory import CHANCE, STATISTICS, crossing_step
 
 FEWEST_DEPTHS = 4  # of which an order is told
@@ -81,13 +82,6 @@ def analyze(
     _write(order, output_order)
 
 
-def _jackknife(replicates: np.ndarray) -> np.ndarray:
-    """Standard error from delete-one-block values along the first axis; NaN without blocks."""
-    if len(replicates) < 2:
-        return np.full(replicates.shape[1:], np.nan)
-    return np.sqrt(len(replicates) - 1) * np.std(replicates, axis=0)
-
-
 def _rows(network: str, name: str, curve: Curves, depths: Sequence[int]) -> list[dict]:
     rows = []
     for statistic in STATISTICS:
@@ -96,7 +90,7 @@ def _rows(network: str, name: str, curve: Curves, depths: Sequence[int]) -> list
             for part in ERRORS:
                 stored = getattr(curve, part)[statistic]
                 blocks = stored[at] if stored else []
-                errors[part] = _jackknife(np.reshape(blocks, (len(blocks), len(depths))))
+                errors[part] = jackknife_error(np.reshape(blocks, (len(blocks), len(depths))))
             for i, depth in enumerate(depths):
                 rows.append(
                     {
@@ -203,7 +197,7 @@ class _Crossings:
         columns = {"depth": depths, "step": self.steps, "resolved": self.resolved}
         for part in ERRORS:
             missing = np.full((1, len(depths)), np.nan)
-            errors = _jackknife(np.log1p(self.replicates.get(part, missing)))
+            errors = jackknife_error(np.log1p(self.replicates.get(part, missing)))
             columns[f"log_error_{part}"] = errors
         return pd.DataFrame(columns).to_dict("records")
 
@@ -217,7 +211,7 @@ class _Crossings:
         row |= {"spearman": _trend(self.steps[used]), "p": rank_trend_p(self.steps[used], seed)}
         for part, replicates in self.replicates.items():
             trends = np.array([_trend(replicate[used]) for replicate in replicates])
-            row[f"error_{part}"] = float(_jackknife(trends))
+            row[f"error_{part}"] = float(jackknife_error(trends))
         return row
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from losskernel.errors import DataError
 from losskernel.files import atomic_path, write_csv
 from losskernel.kernel.control_variate import normalize
+from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.neighbors import neighbors_by_distance
 from losskernel.kernel.stored import StoredKernel
 from losskernel.progress import bar
@@ -25,7 +26,6 @@ from losskernel.semantics.statistics import (
     Statistic,
     correlation,
     depth_lift,
-    jackknife_spread,
     with_errors,
 )
 from losskernel.semantics.wordnet import Hierarchy
@@ -161,5 +161,5 @@ def _change(statistic: Statistic, low: pd.DataFrame, high: pd.DataFrame) -> dict
         "statistic": f"change of {statistic.name}",
         "value": last.value - first.value,
         "error_draws": float(np.hypot(first.error_draws, last.error_draws)),
-        "error_classes": jackknife_spread(np.array(last.parts) - np.array(first.parts)),
+        "error_classes": jackknife_error(np.array(last.parts) - np.array(first.parts)),
     }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from losskernel.experiments.imagenet.kernels import LIMIT, Sources, name_of
 from losskernel.experiments.imagenet.measures import LEVELS, Measures, Rows, distances, table
 from losskernel.files import atomic_path, write_csv
+from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.maps import umap_embedding
 from losskernel.kernel.neighbors import neighbors_by_distance
 from losskernel.pages.document import thumbnails
@@ -28,7 +29,6 @@ from losskernel.semantics.statistics import (
     Statistic,
     correlation,
     depth_lift,
-    jackknife_spread,
     with_errors,
 )
 from losskernel.semantics.wordnet import (
@@ -125,7 +125,7 @@ def _headline(sources: Sources, tree: Hierarchy, settings: dict) -> pd.DataFrame
             "value": first.value - second.value,
             "error_draws": first.error_draws,
             # Paired: the same classes are left out of both.
-            "error_classes": jackknife_spread(np.array(first.parts) - np.array(second.parts)),
+            "error_classes": jackknife_error(np.array(first.parts) - np.array(second.parts)),
         }
         tables.append(pd.DataFrame([row]))
     return pd.concat(tables).drop(columns="parts")

@@ -27,6 +27,7 @@ from losskernel.experiments.mislabel.labels import (
 )
 from losskernel.files import atomic_path, write_csv
 from losskernel.kernel.covariance import self_covariance
+from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.neighbors import nearest_neighbors
 from losskernel.models.loader import load_classifier
 from losskernel.progress import bar
@@ -235,15 +236,12 @@ def on_images(
 def _jackknife_errors(
     losses: np.ndarray, statistics: Callable[[np.ndarray], pd.DataFrame], blocks: int
 ) -> pd.DataFrame:
-    """Standard error of each statistic's mean over corruptions, from leaving out blocks of draws.
-
-    ``sqrt((b - 1) / b * sum (v - mean v)^2)`` over the b values without one block each.
-    """
+    """Standard error of each statistic's mean over corruptions, by jackknife over blocks."""
     draws = np.arange(losses.shape[1])
     left_out = [
         statistics(losses[:, np.setdiff1d(draws, block)]).groupby("share", sort=False).mean()
         for block in bar(np.array_split(draws, blocks), "jackknife", unit="block")
     ]
-    spread = pd.concat(left_out).groupby(level="share", sort=False).std(ddof=0)
-    errors = np.sqrt(len(left_out) - 1) * spread.drop(columns="draw")
-    return errors.add_suffix("_error").reset_index()
+    first = left_out[0]
+    errors = pd.DataFrame(jackknife_error(left_out), first.index, first.columns)
+    return errors.drop(columns="draw").add_suffix("_error").reset_index()
