@@ -170,7 +170,7 @@ def test_bad_settings_are_refused_in_one_line():
     ):
         with pytest.raises(ConfigError, match=told):
             gradient_covariance(model, data, progress=False, **options)
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match="holds NaN or an infinite number"):
         gradient_covariance(model, (data[0] * math.nan, data[1]), gamma=1.0, progress=False)
 
 
