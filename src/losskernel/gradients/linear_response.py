@@ -74,7 +74,7 @@ def linear_part(
     block: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """``a_i = g_i . (w - w*)`` at every stored draw, ``(chain, draw, input)`` float64.
+    """Linear parts ``g_i (w - w*)`` at every stored draw, ``(chain, draw, input)`` float64.
 
     The gradients are read once, whatever the number of draws; products are float32 within a block
     of columns, and blocks are added in float64. Both factors are float16 on disk, each value within
