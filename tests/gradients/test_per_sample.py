@@ -67,7 +67,8 @@ def plain_loop(model, data):
 @pytest.mark.parametrize(
     ("name", "engine"),
     [(name, "sequential") for name in CASES]
-    + [(name, "batched") for name in CASES if name != "inception"],
+    + [(name, "batched") for name in CASES if name != "inception"]
+    + [(name, "layers") for name in CASES if name != "transformer"],
 )
 def test_gradients_are_those_of_a_plain_loop(tmp_path, name, engine, dtype):
     model, data = case(name, inputs=2 if name == "inception" else 5)
@@ -89,7 +90,7 @@ def test_gradients_are_those_of_a_plain_loop(tmp_path, name, engine, dtype):
         assert norm == pytest.approx(length.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["batched", "sequential"])
+@pytest.mark.parametrize("engine", ["layers", "batched", "sequential"])
 def test_norms_without_a_file_are_those_with_one(tmp_path, engine):
     model, data = case("mlp")
     stored = compute(model, data, tmp_path, engine=engine, parameters=["0.*"])
@@ -113,7 +114,7 @@ def test_a_gradient_that_vanishes_is_zero(tmp_path):
     assert (found.rows[[0, 4]] == 0).all() and (found.scale[[0, 4]] == 0).all()
 
 
-@pytest.mark.parametrize("engine", ["sequential", "batched"])
+@pytest.mark.parametrize("engine", ["sequential", "batched", "layers"])
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path, engine):
     model, data = case("mlp")
     whole = compute(model, data, tmp_path / "whole", engine=engine)

@@ -97,7 +97,7 @@ def case(name, inputs=5):
 def gradients(model, data, engine, width=2**30, names=None):
     names = names or select_parameters(model)
     inputs = Inputs(data)
-    source, _ = make_source(engine, model, cross_entropy, names, inputs)
+    source, _, _ = make_source(engine, model, cross_entropy, names, inputs)
     fold = Fold(source.layout, width)
     out = torch.zeros(len(inputs), fold.width)
     losses = source.block(source.center, *data, fold, out)

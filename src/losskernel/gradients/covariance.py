@@ -56,8 +56,7 @@ from losskernel.kernel.control_variate import normalize
 from losskernel.kernel.jackknife import jackknife_error
 from losskernel.progress import bar
 from losskernel.sampling.ambient import own_torch_settings
-from losskernel.sampling.checks import check_losses
-from losskernel.sampling.engines import LossPerInput, make_engine
+from losskernel.sampling.engines import LossPerInput
 from losskernel.sampling.fingerprints import loss_fingerprint
 from losskernel.sampling.inputs import Inputs, state_fingerprint
 from losskernel.sampling.parameters import layout_fingerprint, select_parameters
@@ -245,10 +244,9 @@ def gradient_covariance(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="losskernel-")))
         else:
             folder = Path(journal)
-        example = inputs.take(np.arange(min(2, len(inputs))))
-        tried = make_engine("sequential", model, loss, names, example, device)
-        check_losses(tried, inputs, loss is cross_entropy)
-        source, block = make_source(engine, model, loss, names, inputs, device)
+        source, block, _ = make_source(
+            engine, model, loss, names, inputs, device, loss is cross_entropy
+        )
         fold = Fold(source.layout, width, seed, device)
         settings = {
             "gamma": gamma,

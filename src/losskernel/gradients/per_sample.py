@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from losskernel.errors import ConfigError, DataError, LossKernelError, TraceError
 from losskernel.files import atomic_path, locked
+from losskernel.gradients.sketch import Whole
+from losskernel.gradients.sources import GradientSource, make_source
 from losskernel.progress import bar
 from losskernel.sampling.ambient import own_torch_settings
-from losskernel.sampling.checks import check_losses
-from losskernel.sampling.engines import SMALL, BatchedEngine, Engine, LossPerInput, make_engine
+from losskernel.sampling.engines import LossPerInput
 from losskernel.sampling.fingerprints import loss_fingerprint
 from losskernel.sampling.inputs import Inputs, state_fingerprint
 from losskernel.sampling.parameters import select_among, select_parameters
@@ -190,9 +191,8 @@ def per_sample_gradients(
         folder: where the gradients are kept: ``inputs x parameters x 2`` bytes.
         loss: ``loss(output, target)`` returning one value per input.
         parameters: which parameters; see :func:`losskernel.sampling.parameters.select_parameters`.
-        engine: ``"batched"`` vectorizes over inputs, ``"sequential"`` takes one backward pass an
-            input; ``"auto"`` is batched for models of up to 2 million parameters that can be. For
-            large convolutions one by one is as fast: their time goes into the same products.
+        engine: ``"layers"``, ``"batched"``, ``"sequential"`` or ``"auto"``; see
+            :func:`losskernel.gradients.sources.make_source`.
         dtype: of the stored rows, ``"float16"`` or ``"float32"``.
         device: where to compute.
         progress: show a progress bar.
@@ -209,13 +209,11 @@ def per_sample_gradients(
         raise ConfigError(f"dtype: '{dtype}' is not one of {', '.join(DTYPES)}")
     folder, inputs = Path(folder), Inputs(data, device)
     names = select_parameters(model, parameters)
-    example = inputs.take(np.arange(1))
-    runner = make_engine(engine, model, loss, names, example, device, small=SMALL)
-    behavior = check_losses(runner, inputs, loss is cross_entropy)
+    source, block, behavior = _source(engine, model, loss, names, inputs, device)
     index = {
         "names": names,
-        "shapes": [list(shape) for shape in runner.layout.shapes],
-        "strides": [list(stride) for stride in runner.layout.strides],
+        "shapes": [list(shape) for shape in source.layout.shapes],
+        "strides": [list(stride) for stride in source.layout.strides],
         "dtype": dtype,
         "inputs": len(inputs),
         "weights_sha256": state_fingerprint(model),
@@ -227,13 +225,13 @@ def per_sample_gradients(
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(locked(folder))
-            done = _prepare(folder, index, runner.layout.size)
+            done = _prepare(folder, index, source.layout.size)
             rows = stack.enter_context(open(folder / DTYPES[dtype], "ab", buffering=0))
             norms = stack.enter_context(open(folder / "norms.f64", "ab", buffering=0))
             shown = stack.enter_context(
                 bar(None, "gradients", total=len(inputs), initial=done, show=progress)
             )
-            for values in _gradients(runner, inputs, done):
+            for values in _gradients(source, block, inputs, done):
                 stored, length = _scaled(values, dtype)
                 finite = np.isfinite(length)
                 if not finite.all():
@@ -270,27 +268,31 @@ def gradient_norms(
     """
     inputs = Inputs(data, device)
     names = select_parameters(model, parameters)
-    example = inputs.take(np.arange(1))
-    runner = make_engine(engine, model, loss, names, example, device, small=SMALL)
-    check_losses(runner, inputs, loss is cross_entropy)
-    blocks = [_norms(values).cpu().numpy() for values in _gradients(runner, inputs, 0)]
+    source, block, _ = _source(engine, model, loss, names, inputs, device)
+    blocks = [_norms(values).cpu().numpy() for values in _gradients(source, block, inputs, 0)]
     return np.concatenate(blocks)
 
 
-def _gradients(engine: Engine, inputs: Inputs, start: int) -> Iterator[Tensor]:
+def _source(
+    engine: str, model: nn.Module, loss: LossPerInput, names: list[str], inputs: Inputs, device
+) -> tuple[GradientSource, int, list[float]]:
+    """As :func:`make_source`, for whole gradients."""
+    # A row and what becomes of it: scaled, and as it is stored.
+    row = 12 * sum(p.numel() for name, p in model.named_parameters() if name in set(names))
+    return make_source(engine, model, loss, names, inputs, device, loss is cross_entropy, row)
+
+
+def _gradients(source: GradientSource, block: int, inputs: Inputs, start: int) -> Iterator[Tensor]:
     """Gradients ``(some inputs, parameter)`` float32 of the inputs from ``start`` on, in order."""
-    if start >= len(inputs):
-        return
-    if isinstance(engine, BatchedEngine):
-        # Three of a block are held at a time: the gradients, their pieces and the backward pass.
-        block = max(1, min(256, _BLOCK_BYTES // (12 * engine.layout.size)))
-        # Blocks begin where they would without a kill: the rounding of a row depends on its block.
-        for first in range(start - start % block, len(inputs), block):
-            part = np.arange(first, min(first + block, len(inputs)))
-            yield engine.input_gradients(*inputs.take(part))[max(0, start - first) :]
-        return
-    for i in range(start, len(inputs)):
-        yield engine.gradients(engine.center[None], [inputs.take([i])])[0]
+    if source.kind == "sequential":
+        block = 1  # a kill then loses one
+    whole = Whole(source.layout)
+    # Blocks begin where they would without a kill: the rounding of a row depends on its block.
+    for first in range(start - start % block, len(inputs) if start < len(inputs) else 0, block):
+        part = np.arange(first, min(first + block, len(inputs)))
+        out = torch.zeros(len(part), whole.width, device=source.center.device)
+        source.block(source.center, *inputs.take(part), whole, out)
+        yield out[max(0, start - first) :]
 
 
 def _scaled(values: Tensor, dtype: str) -> tuple[np.ndarray, np.ndarray]:

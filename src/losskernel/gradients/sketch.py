@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -152,6 +153,41 @@ class Fold:
             strides = (rows.shape[1], *stride)
             self.add(out, name, rows.as_strided((len(rows), *shape), strides, start))
             start += size
+
+
+class Whole:
+    """Keeps gradients as they are, a row each in the order of the layout.
+
+    Args:
+        layout: the parameters.
+    """
+
+    def __init__(self, layout: FlatLayout):
+        self.layout, self.width = layout, layout.size
+        starts = np.cumsum([0, *layout.sizes[:-1]]).tolist()
+        self._places = dict(
+            zip(layout.names, zip(layout.shapes, layout.strides, starts, strict=True), strict=True)
+        )
+
+    def add_product(self, out: Tensor, name: str, left: Tensor, right: Tensor) -> None:
+        """As :meth:`Fold.add_product`."""
+        shape = self._places[name][0]
+        channel_last = shape[:1] + shape[2:] + shape[1:2]
+        for i in range(len(out)):
+            matrix = left[i].T @ right[i].reshape(left.shape[1], -1)
+            self.add(out[i : i + 1], name, matrix.view(channel_last).movedim(-1, 1)[None])
+
+    def add(self, out: Tensor, name: str, gradients: Tensor) -> None:
+        """As :meth:`Fold.add`."""
+        shape, stride, start = self._places[name]
+        place = out.as_strided(
+            (len(out), *shape), (out.stride(0), *stride), out.storage_offset() + start
+        )
+        place.add_(gradients)
+
+    def add_rows(self, out: Tensor, rows: Tensor) -> None:
+        """As :meth:`Fold.add_rows`."""
+        out += rows
 
 
 class Nothing:

@@ -13,6 +13,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from losskernel.errors import ConfigError
 from losskernel.gradients.layers import LayerGradients, NotServedError
 from losskernel.gradients.sketch import Fold
+from losskernel.sampling.checks import check_losses
 from losskernel.sampling.engines import (
     SMALL,
     LossPerInput,
@@ -21,6 +22,7 @@ from losskernel.sampling.engines import (
     _frozen_copy,
     _input_losses,
     _real,
+    make_engine,
     tensor_cores,
 )
 from losskernel.sampling.inputs import Inputs, map_tensors
@@ -76,15 +78,15 @@ class SingleGradients:
 
     kind = "sequential"
 
-    def __init__(self, model: nn.Module, loss: LossPerInput, names: list[str], device="cpu"):
-        self._engine = SequentialEngine(model, loss, names, device)
-        self.layout, self.center = self._engine.layout, self._engine.center
+    def __init__(self, engine: SequentialEngine):
+        self.engine = engine
+        self.layout, self.center = self.engine.layout, self.engine.center
 
     def block(self, weights: Tensor, x: Any, y: Any, fold: Fold, out: Tensor) -> Tensor:
         losses = []
         for i in range(len(out)):
             one = [_at(x, i), _at(y, i)]
-            gradient, value = self._engine.gradients(weights[None], [one])
+            gradient, value = self.engine.gradients(weights[None], [one])
             fold.add_rows(out[i : i + 1], gradient)
             losses.append(value)
         return torch.cat(losses)
@@ -102,7 +104,6 @@ def _at(part: Any, i: int) -> Any:
 _SOURCES: dict[str, Callable[..., GradientSource]] = {
     "layers": LayerGradients,
     "batched": BatchedGradients,
-    "sequential": SingleGradients,
 }
 
 
@@ -113,9 +114,12 @@ def make_source(
     names: list[str],
     inputs: Inputs,
     device="cpu",
-    weights: Tensor | None = None,
-) -> tuple[GradientSource, int]:
-    """A source of gradients, and how many inputs to give it at once.
+    default_loss: bool = False,
+    beside: int = 0,
+) -> tuple[GradientSource, int, list[float]]:
+    """A source of gradients, how many inputs to give it at once, and what tells the model.
+
+    The last are the losses of :func:`losskernel.sampling.checks.check_losses`.
 
     Args:
         kind: ``"layers"``, ``"batched"``, ``"sequential"``, or ``"auto"``: the first of these that
@@ -123,18 +127,23 @@ def make_source(
             tried for up to 2 million parameters.
         model, loss, names, device: as for :class:`LayerGradients`.
         inputs: what gradients will be asked for.
-        weights: where to compare, ``(parameter,)``; by default the trained weights.
+        default_loss: see :func:`losskernel.sampling.checks.check_losses`.
+        beside: bytes an input that the caller holds while a block is computed.
 
     Raises:
         ConfigError: the kind is unknown, or cannot serve the model.
+        DataError: the losses are no function of the weights, input by input; see
+            :func:`losskernel.sampling.checks.check_losses`.
     """
     if kind not in ENGINES:
         raise ConfigError(f"engine: '{kind}' is not one of {', '.join(ENGINES)}")
-    single = SingleGradients(model, loss, names, device)
-    weights = single.center if weights is None else weights
-    size = _block_size(model, inputs, single.layout.size, device)
+    example = inputs.take(np.arange(min(2, len(inputs))))
+    single = SingleGradients(make_engine("sequential", model, loss, names, example, device))
+    behavior = check_losses(single.engine, inputs, default_loss)
+    weights = single.center
+    size = _block_size(model, inputs, single.layout.size, device, beside)
     if kind == "sequential":
-        return single, size
+        return single, size, behavior
     x, y = inputs.take(np.arange(min(size, len(inputs))))
     fold = Fold(single.layout, 2**14, device=device)
     chosen = sorted({0, min(size, len(inputs)) - 1})
@@ -150,19 +159,21 @@ def make_source(
             found = torch.zeros(min(size, len(inputs)), fold.width, device=device)
             source.block(weights, x, y, fold, found)
             apart = torch.linalg.vector_norm(found[chosen] - expected, dim=1)
-            if (apart <= _TOLERANCE * torch.linalg.vector_norm(expected, dim=1)).all():
-                return source, size
+            size_of = torch.linalg.vector_norm(expected, dim=1)
+            # What is not finite is for the caller to tell of.
+            if ((apart <= _TOLERANCE * size_of) | ~torch.isfinite(size_of)).all():
+                return source, size, behavior
             reason = "its gradients are not those of single inputs"
         except (NotServedError, RuntimeError, NotImplementedError, AttributeError, TypeError) as e:
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
     if kind == "auto":
-        return single, size
+        return single, size, behavior
     raise ConfigError(
         f"engine: '{kind}' cannot serve this model ({reason}); use engine 'auto' or 'sequential'"
     )
 
 
-def _block_size(model: nn.Module, inputs: Inputs, parameters: int, device) -> int:
+def _block_size(model: nn.Module, inputs: Inputs, parameters: int, device, beside: int) -> int:
     """Inputs whose activations, as a pass with gradients keeps them, take half a gigabyte."""
     trial = _cast(_frozen_copy(model, device), torch.float32)
     for parameter in trial.parameters():
@@ -179,5 +190,5 @@ def _block_size(model: nn.Module, inputs: Inputs, parameters: int, device) -> in
     weights = {tensor.untyped_storage().data_ptr() for tensor in trial.parameters()}
     activations = sum(size for address, size in kept.items() if address not in weights)
     # Vectorized over inputs three copies of every gradient exist at once.
-    beside = 12 * parameters if parameters <= SMALL else 0
+    beside += 12 * parameters if parameters <= SMALL else 0
     return int(max(1, min(_MOST_INPUTS, _BLOCK_BYTES // max(1, activations + beside))))

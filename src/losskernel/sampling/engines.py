@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_map_only
 
 from losskernel.errors import ConfigError, DataError, LossKernelError
@@ -179,10 +179,6 @@ class BatchedEngine:
 
         self._losses = self._eager_losses = vmap(losses, in_dims=(0, None, None))
         self._gradients = vmap(grad_and_value(mean_loss))
-        self._input_gradients = vmap(
-            grad(lambda flat, *pair: mean_loss(flat, *map_tensors(lambda t: t[None], pair))),
-            in_dims=(None, 0, 0),
-        )
         if compiled:
             self._losses = _compile(self._losses, device, self.layout.size)
             self._gradients = _compile(self._gradients, device, self.layout.size)
@@ -193,11 +189,6 @@ class BatchedEngine:
             gradient, value = self._gradients(weights, x, y)
         # A CUDA graph overwrites its outputs when it is replayed.
         return gradient.clone(), value.detach().clone()
-
-    def input_gradients(self, x: Any, y: Any) -> Tensor:
-        """Gradients of the loss of every single input at the center, ``(input, parameter)``."""
-        with tensor_cores(self._precision):
-            return self._input_gradients(self.center, *map_tensors(torch.clone, (x, y)))
 
     def example_losses(self, weights: Tensor, x: Any, y: Any) -> Tensor:
         with tensor_cores(self.eval_precision):
