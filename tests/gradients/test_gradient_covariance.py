@@ -11,8 +11,11 @@ from scipy.stats import t as student
 from torch import nn
 
 from losskernel import Probe, gradient_covariance, sample_losses
+from losskernel.data.arithmetic import modular_table
 from losskernel.errors import ConfigError, DataError, TraceError
 from losskernel.kernel.covariance import covariance as loss_covariance
+from losskernel.models.transformer import ArithmeticTransformer
+from losskernel.sampling.sample import cross_entropy
 
 
 def estimate(model, loss, inputs, **options):
@@ -180,3 +183,26 @@ def test_the_folder_says_what_it_holds(tmp_path):
     settings = json.loads((tmp_path / "settings.json").read_text())
     assert settings["gamma"] == 8.0 and settings["engine"] == "layers"
     assert len(list(tmp_path.glob("pair-*.npz"))) == 4
+
+
+@pytest.mark.slow
+def test_an_arithmetic_network_far_from_its_linear_limit():
+    """Gradient pairs against 20,000 direct draws, entry by entry, where most of K is not linear."""
+    torch.manual_seed(0)
+    table = modular_table(7)
+    model = ArithmeticTransformer(7, width=16, heads=2, mlp_width=32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(700):
+        optimizer.zero_grad()
+        cross_entropy(model(table.inputs), table.targets).mean().backward()
+        optimizer.step()
+    data, gamma, draws = (table.inputs[::4], table.targets[::4]), 1000.0, 20_000
+    # Other draws than the pairs', which would share their noise.
+    sampled = sample_losses(
+        model, data, Probe(gamma=gamma), chains=4, draws=draws // 4, seed=1, progress=False
+    ).losses.reshape(draws, -1)
+    parts = np.array([loss_covariance(part) for part in np.array_split(sampled, GROUPS)])
+    known, error = parts.mean(0), parts.std(0, ddof=1) / math.sqrt(GROUPS)
+    found = gradient_covariance(model, data, gamma=gamma, pairs=60, groups=GROUPS, progress=False)
+    assert found.linear_share + 2 * found.error(np.trace, "linear") / np.trace(found.kernel) < 0.2
+    agree(found.kernel, known, np.hypot(error, found.error()))
