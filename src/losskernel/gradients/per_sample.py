@@ -328,11 +328,6 @@ def _prepare(folder: Path, index: dict, parameters: int) -> int:
         with atomic_path(folder / "index.json") as temporary:
             temporary.write_text(json.dumps(index))
         found = index
-    if not behave_alike(index["behavior"], found.get("behavior")):
-        raise TraceError(
-            f"{folder}: holds gradients of a model or a loss that computes other numbers from the "
-            "same weights; delete the folder or choose another"
-        )
     for key, value in index.items():
         if key != "behavior" and found.get(key) != value:
             told = f" ({found.get(key)}, not {value})" if not isinstance(value, list) else ""
@@ -340,6 +335,11 @@ def _prepare(folder: Path, index: dict, parameters: int) -> int:
                 f"{folder}: holds gradients with other {key}{told}; "
                 "delete the folder or choose another"
             )
+    if not behave_alike(index["behavior"], found.get("behavior")):
+        raise TraceError(
+            f"{folder}: holds gradients of a model or a loss that computes other numbers from the "
+            "same weights; delete the folder or choose another"
+        )
     rows, norms = folder / DTYPES[index["dtype"]], folder / "norms.f64"
     row_bytes = parameters * np.dtype(index["dtype"]).itemsize
     sizes = [(path.stat().st_size if path.exists() else 0) for path in (rows, norms)]
