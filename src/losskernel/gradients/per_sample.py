@@ -275,7 +275,7 @@ def gradient_norms(
 
 def _source(
     engine: str, model: nn.Module, loss: LossPerInput, names: list[str], inputs: Inputs, device
-) -> tuple[GradientSource, int, list[float]]:
+) -> tuple[GradientSource, int, str]:
     """As :func:`make_source`, for whole gradients."""
     # A row and what becomes of it: scaled, and as it is stored.
     row = 12 * sum(p.numel() for name, p in model.named_parameters() if name in set(names))

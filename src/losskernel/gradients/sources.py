@@ -116,10 +116,10 @@ def make_source(
     device="cpu",
     default_loss: bool = False,
     beside: int = 0,
-) -> tuple[GradientSource, int, list[float]]:
+) -> tuple[GradientSource, int, str]:
     """A source of gradients, how many inputs to give it at once, and what tells the model.
 
-    The last are the losses of :func:`losskernel.sampling.checks.check_losses`.
+    The last is what :func:`losskernel.sampling.checks.check_losses` returns.
 
     Args:
         kind: ``"layers"``, ``"batched"``, ``"sequential"``, or ``"auto"``: the first of these that
