@@ -87,8 +87,8 @@ def test_the_hierarchy_comes_in_where_it_was_put_in(metrics):
     hierarchy, color = along(metrics, "hierarchy"), along(metrics, "color")
     assert hierarchy[1e3] > hierarchy[1e4] > hierarchy[1e5]
     assert color[1e5] > color[1e4] > color[1e3]
-    deep = along(metrics, "mean R at depth 8")
-    shallow = along(metrics, "mean R at depth 0")
+    deep = along(metrics, "mean R at depth 8 or deeper")
+    shallow = along(metrics, "mean R at depth 0 to 4")
     assert deep[1e3] > shallow[1e3]
     assert set(hierarchy.index) == {*GAMMAS, np.inf}
 

@@ -125,7 +125,8 @@ def _statistics(
     for low, high in zip(edges, edges[1:], strict=False):
         chosen = pairs & (depths >= low) & (depths < high)
         if chosen.any():
-            found.append(_mean(f"{BY_DEPTH} {low:g}", chosen))
+            last = "or deeper" if np.isinf(high) else f"to {high - 1:g}"
+            found.append(_mean(f"{BY_DEPTH} {low:g} {last}", chosen))
     return found
 
 

@@ -56,7 +56,7 @@ def sweep(metrics: Path, output: Path, output_png: Path) -> None:
     shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, max(1, len(bins))))
     for name, color in zip(bins, shades, strict=False):
         depth = name.removeprefix(BY_DEPTH).strip()
-        curve(axes[1, 0], name, f"depth {depth} or deeper", color=color, marker="o")
+        curve(axes[1, 0], name, f"depth {depth}", color=color, marker="o")
     axes[1, 0].set(ylabel="mean R", title="Pairs by depth of their common hypernym")
     axes[1, 0].axhline(0, color="black", linewidth=0.6)
     curve(axes[1, 1], "rise", "rise of the mean loss (nats)", color=ORANGE, marker="o")
