@@ -251,3 +251,38 @@ def test_tf32_is_used_where_it_is_asked_for(monkeypatch, precision):
         assert all(backend.allow_tf32 == (precision == "tf32") for backend in backends)
         raise ZeroDivisionError
     assert [backend.allow_tf32 for backend in backends] == before
+
+
+class Attentive(nn.Module):
+    """A transformer, whose attention ``vmap`` runs one chain at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(7, 16), nn.Linear(16, 5)
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+
+    def forward(self, x):
+        return self.out(self.block(self.embed(x)).mean(1))
+
+
+def test_a_transformer_is_sampled_without_a_word_of_vmap_and_as_by_the_other_engine(recwarn):
+    torch.manual_seed(0)
+    model, x, y = Attentive(), torch.randint(0, 7, (8, 6)), torch.arange(8) % 5
+    names = select_parameters(model)
+    engines = [make(model, cross_entropy, names) for make in (BatchedEngine, SequentialEngine)]
+    weights = torch.stack([engine.center for engine in engines])
+    for found, expected in zip(
+        *(
+            [*engine.gradients(weights, [(x, y)] * 2), engine.losses(weights, Inputs((x, y)), 4)]
+            for engine in engines
+        ),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        engines[0].input_gradients(x, y).mean(0),
+        engines[1].gradients(weights[:1], [(x, y)])[0][0],
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    assert [str(warning.message) for warning in recwarn] == []

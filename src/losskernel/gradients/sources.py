@@ -23,6 +23,7 @@ from losskernel.sampling.engines import (
     _input_losses,
     _real,
     make_engine,
+    quiet,
     tensor_cores,
 )
 from losskernel.sampling.inputs import Inputs, map_tensors
@@ -64,7 +65,7 @@ class BatchedGradients:
                 lambda x: functional_call(model, views, (x,)), loss, torch.float32, *pair
             )[0]
 
-        self._gradients = vmap(grad_and_value(value), in_dims=(None, 0, 0))
+        self._gradients = quiet(vmap(grad_and_value(value), in_dims=(None, 0, 0)))
 
     def block(self, weights: Tensor, x: Any, y: Any, fold: Fold, out: Tensor) -> Tensor:
         with tensor_cores("float32"):

@@ -7,6 +7,7 @@ frozen) and see the perturbed parameters as rows of a matrix ``(chain, parameter
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -86,6 +87,20 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = _real(tensor.data, dtype)
     return model
+
+
+def quiet(mapped: Callable) -> Callable:
+    """A function of ``vmap`` without the warning of operations that it runs one by one.
+
+    Attention is one of them. PyTorch warns at every call, of speed alone: the values are the same.
+    """
+
+    def call(*arguments):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop because we have not yet")
+            return mapped(*arguments)
+
+    return call
 
 
 def _input_losses(model: Callable, loss: LossPerInput, dtype: torch.dtype, x: Any, y: Any):
@@ -182,6 +197,10 @@ class BatchedEngine:
         if compiled:
             self._losses = _compile(self._losses, device, self.layout.size)
             self._gradients = _compile(self._gradients, device, self.layout.size)
+        self._losses, self._eager_losses = quiet(self._losses), quiet(self._eager_losses)
+        self._gradients, self._input_gradients = map(
+            quiet, (self._gradients, self._input_gradients)
+        )
 
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         x, y = map_tensors(lambda *parts: torch.stack(parts), *batches)
