@@ -172,7 +172,9 @@ def test_the_kernel_of_the_features_is_centered(run, sources):
     values -= values.mean(0)
     i, j = values[0], values[5]
     expected = i @ j / np.linalg.norm(i) / np.linalg.norm(j)
-    found = feature_kernel(run / "features.npz", sources.names)
+    found = feature_kernel(
+        run / "features.npz", sources.names, sources.main.attributes["inputs_sha256"]
+    )
     assert found[0, 5] == pytest.approx(expected)
     assert found.min() < 0
 

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 from repository import ROOT
-from settings import refuse_repeated_keys, validated
+from settings import refuse_repeated_keys, typed, validated
+from snakemake.cli import parse_config
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
 
@@ -88,6 +89,22 @@ def test_a_key_that_is_there_twice_is_named_with_its_line(tmp_path, text):
     assert str(caught.value).startswith(
         f"{tmp_path}/two.yaml, line 5: 'c' is there a second time, after line {first}; "
     )
+
+
+def test_what_braces_on_the_command_line_hold_has_the_types_of_a_file():
+    given = parse_config(
+        ["seed=3", 'imagenet={per_class: 5, probe: {gamma: 1.0e+4}, controls: [], weights: "7"}']
+    )
+    assert given["imagenet"]["per_class"] == "5"  # what Snakemake makes of it
+    merged = config(given)
+    found = typed(merged, given)
+    assert found["imagenet"]["per_class"] == 5 and found["imagenet"]["probe"]["gamma"] == 1e4
+    assert found["imagenet"]["controls"] == [] and found["imagenet"]["model"] == "inception_v1"
+    assert found["development"] == merged["development"]
+    with pytest.raises(WorkflowError, match="imagenet.per_class = '5' is not valid"):
+        validated(merged, SCHEMA)
+    found["imagenet"]["weights"] = "pretrained"
+    assert validated(found, SCHEMA)["seed"] == 3
 
 
 def test_a_missing_key_is_named():

@@ -70,5 +70,5 @@ def test_the_analysis_of_a_trace_does_not_depend_on_the_models():
     files = sources("experiments.imagenet.analyze.analyze")
     assert "src/losskernel/semantics/lift.py" in files
     assert not [name for name in files if "/models/" in name or name.endswith("sampling/sample.py")]
-    assert "src/losskernel/models/loader.py" in sources("experiments.imagenet.sample.sample")
-    assert "src/losskernel/semantics/lift.py" not in sources("experiments.imagenet.sample.sample")
+    assert "src/losskernel/models/loader.py" in sources("experiments.imagenet.sample.kernel")
+    assert "src/losskernel/semantics/lift.py" not in sources("experiments.imagenet.sample.kernel")

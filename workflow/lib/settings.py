@@ -34,6 +34,32 @@ def refuse_repeated_keys(path: Path | str) -> None:
                 pending.append(value)
 
 
+def typed(config: dict, given: dict) -> dict:
+    """The config with numbers for numbers in what ``--config`` gave inside braces.
+
+    Snakemake reads ``imagenet="{per_class: 5}"`` as a mapping of texts; a file it reads as it is.
+
+    Args:
+        config: with ``given`` merged into it.
+        given: what ``--config`` gave.
+    """
+    found = dict(config)
+    for key in given.keys() & config.keys():
+        if isinstance(given[key], dict) and isinstance(config[key], dict):
+            found[key] = typed(config[key], given[key])
+        elif given[key] == config[key]:
+            found[key] = _parsed(given[key])
+    return found
+
+
+def _parsed(value):
+    if isinstance(value, list):
+        return [_parsed(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _parsed(item) for key, item in value.items()}
+    return yaml.safe_load(value) if isinstance(value, str) and value else value
+
+
 def validated(config: dict, schema_path: Path) -> dict:
     """The config, if it fits the schema.
 

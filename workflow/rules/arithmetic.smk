@@ -56,8 +56,7 @@ use rule step as arithmetic_sample with:
 use rule step as arithmetic_measure with:
     """Separation of the tasks and convergence of every trace of one network."""
     input:
-        traces=rules.arithmetic_sample.output.traces,
-        limits=rules.arithmetic_sample.output.limits,
+        **outputs(rules.arithmetic_sample, "traces limits"),
         history=rules.arithmetic_train.output.log,
     output:
         f"{ARITHMETIC}/separation/{{seed}}.csv",
@@ -83,8 +82,7 @@ use rule step as arithmetic_summarize with:
 use rule step as arithmetic_claims with:
     """What the networks say of the paper's numbers."""
     input:
-        summary=rules.arithmetic_summarize.output.summary,
-        rows=rules.arithmetic_summarize.output.rows,
+        **outputs(rules.arithmetic_summarize, "summary rows"),
     output:
         f"{ARITHMETIC}/claims.csv",
     log:

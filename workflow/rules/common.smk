@@ -1,20 +1,27 @@
 """Settings, paths and helpers that the rules of every experiment use."""
 
+import hashlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.io import apply_wildcards
 
 # Not workflow.basedir, which is another workflow's where this one is its module.
 REPOSITORY = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
-sys.path.insert(0, str(REPOSITORY / "workflow" / "lib"))
-from settings import refuse_repeated_keys, validated
+sys.path[:0] = [str(REPOSITORY / "workflow" / "lib"), str(REPOSITORY / "src")]
+from settings import refuse_repeated_keys, typed, validated
 from source_modules import command_line, digest, parameters
+
+from losskernel.data.listing import visible_files
+from losskernel.errors import DataError
 
 for file in workflow.configfiles:
     refuse_repeated_keys(file)
+config = typed(config, workflow.config_settings.config or {})
 config = validated(config, REPOSITORY / "workflow/schemas/config.schema.yaml")
 RESULTS = config["results"]
 FIGURES = config["figures"]
@@ -49,6 +56,23 @@ def call(function, **options):
     return {"code": digest(function), **options, "call": line}
 
 
+def stamp(folder):
+    """A digest of names, sizes and times of the files in a folder of the user, or None.
+
+    None also for a folder that the workflow makes, whose own time is enough.
+    """
+    if folder in (None, "generated") or not Path(folder).is_dir():
+        return None
+    found = hashlib.sha256()
+    try:
+        for path in visible_files(folder):
+            status = path.stat()
+            found.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    except (DataError, OSError) as error:
+        raise WorkflowError(str(error)) from error
+    return found.hexdigest()
+
+
 def settings(section, keys="", **extra):
     """Chosen keys of a section of the config, and others, as JSON.
 
@@ -60,6 +84,11 @@ def settings(section, keys="", **extra):
     for name in section.split("."):
         found = found[name]
     return json.dumps({key: found[key] for key in keys.split() or found} | extra)
+
+
+def outputs(rule, names):
+    """Named outputs of another rule as inputs of the same names."""
+    return {name: getattr(rule.output, name) for name in names.split()}
 
 
 def log(name):

@@ -9,6 +9,8 @@ altogether unless `enabled`.
 DEVELOPMENT = f"{RESULTS}/development"
 growth = config["development"]["arithmetic"]
 tiny = config["development"]["tiny_imagenet"]
+classifier = partial(settings, "development.tiny_imagenet")
+trajectory = partial(settings, "development.tiny_imagenet.analysis", seed=SEED)
 # What the arithmetic part has in common with experiment 1.
 SHARED = {key: arithmetic[key] for key in ("network", "train_share", "probe", "score")}
 # What is computed from images, or its tracked copy.
@@ -125,8 +127,7 @@ use rule step as development_arithmetic_measure with:
 use rule step as figure_development_arithmetic with:
     """Accuracy, separation, R and learning coefficient along training, and maps."""
     input:
-        table=rules.development_arithmetic_measure.output.table,
-        maps=rules.development_arithmetic_measure.output.maps,
+        **outputs(rules.development_arithmetic_measure, "table maps"),
     output:
         **figure("development_arithmetic", "5 Development"),
     log:
@@ -151,10 +152,7 @@ if tiny["archive"] == "download":
         log:
             log("development_download"),
         params:
-            **call(
-                "development.sample.download",
-                settings=settings("development.tiny_imagenet", "url checksum"),
-            ),
+            **call("development.sample.download", settings=classifier("url checksum")),
 
 
 if tiny["archive"] == "generated":
@@ -187,9 +185,8 @@ use rule step as development_train with:
     params:
         **call(
             "development.sample.train",
-            settings=settings(
-                "development.tiny_imagenet",
-                f"{PREPARED} device train_per_class checkpoints shuffled save_every",
+            settings=classifier(
+                f"{PREPARED} device train_per_class checkpoints shuffled save_every"
             ),
             seed=lambda wildcards: wildcards.network.removeprefix("shuffled-"),
             shuffled=lambda wildcards: wildcards.network.startswith("shuffled-"),
@@ -216,9 +213,8 @@ use rule step as development_sample with:
     params:
         **call(
             "development.sample.sample",
-            settings=settings(
-                "development.tiny_imagenet",
-                f"{PREPARED} gradient_per_class probe_per_class calibration_batches probe pilot sampling sampling_seed",
+            settings=classifier(
+                f"{PREPARED} gradient_per_class probe_per_class calibration_batches probe pilot sampling sampling_seed"
             ),
             folder=rules.development_train.params.folder,
             journal=f"{DEVELOPMENT}/journals/{{network}}-{{step}}",
@@ -237,10 +233,8 @@ use rule step as development_measure with:
     params:
         **call(
             "development.measure.measure",
-            settings=settings(
-                "development.tiny_imagenet.analysis",
-                "neighbors class_pairs permutations jackknife_blocks class_groups",
-                seed=SEED,
+            settings=trajectory(
+                "neighbors class_pairs permutations jackknife_blocks class_groups"
             ),
         ),
 
@@ -255,14 +249,7 @@ use rule step as development_maps with:
     log:
         log("development_maps"),
     params:
-        **call(
-            "development.measure.maps",
-            settings=settings(
-                "development.tiny_imagenet.analysis",
-                "headline map_neighbors map_epochs",
-                seed=SEED,
-            ),
-        ),
+        **call("development.measure.maps", settings=trajectory("headline map_neighbors map_epochs")),
 
 
 use rule step as development_analyze with:
@@ -276,18 +263,13 @@ use rule step as development_analyze with:
     log:
         log("development_analyze"),
     params:
-        **call(
-            "development.analyze.analyze",
-            settings=settings("development.tiny_imagenet.analysis", seed=SEED),
-        ),
+        **call("development.analyze.analyze", settings=trajectory()),
 
 
 use rule step as development_claims with:
     """What the trajectory says of the paper's claim."""
     input:
-        order=rules.development_analyze.output.order,
-        crossings=rules.development_analyze.output.crossings,
-        metrics=rules.development_analyze.output.metrics,
+        **outputs(rules.development_analyze, "order crossings metrics"),
     output:
         f"{DEVELOPMENT}/claims.csv",
     log:
@@ -302,9 +284,7 @@ use rule step as development_claims with:
 use rule step as figure_development with:
     """Maps in a row, lift by depth along training, order of the depths, CKA of checkpoints."""
     input:
-        metrics=rules.development_analyze.output.metrics,
-        crossings=rules.development_analyze.output.crossings,
-        order=rules.development_analyze.output.order,
+        **outputs(rules.development_analyze, "metrics crossings order"),
         arrays=rules.development_maps.output,
     output:
         **figure("development", "5 Development"),

@@ -7,7 +7,7 @@ sweep = config["gamma_sweep"]
 use rule step as gamma_sweep_colors with:
     """Mean color of every image: a table without a pixel in it."""
     input:
-        IMAGES or [],
+        manifest=MANIFEST,
     output:
         f"{IMAGENET}/colors.csv",
     log:

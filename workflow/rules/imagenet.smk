@@ -39,14 +39,35 @@ if IMAGES == "generated":
         params:
             **call(
                 "imagenet.sample.generate",
-                settings=json.dumps({**imagenet["generate"], "seed": SEED}),
+                settings=settings("imagenet.generate", seed=SEED),
             ),
+
+
+loading = partial(settings, "imagenet", image_folder=IMAGES, seed=SEED)
+analysis = partial(settings, "imagenet.analysis", seed=SEED)
+
+
+use rule step as imagenet_manifest with:
+    """Name, size and hash of every image; what is computed from the images refers to it."""
+    input:
+        images=IMAGES or [],
+    output:
+        f"{IMAGENET}/manifest.csv",
+    log:
+        log("imagenet_manifest"),
+    params:
+        **call("imagenet.sample.manifest"),
+        stamp=stamp(imagenet["image_folder"]),
+
+
+# Of no use where there are no images: then no rule that needs it runs.
+MANIFEST = rules.imagenet_manifest.output
 
 
 use rule step as imagenet_kernel with:
     """The kernel at one localization from gradients at pairs of draws; its journal survives a kill."""
     input:
-        IMAGES or [],
+        manifest=MANIFEST,
     output:
         f"{IMAGENET}/kernels/{{gamma}}.npz",
     log:
@@ -61,12 +82,8 @@ use rule step as imagenet_kernel with:
     params:
         **call(
             "imagenet.sample.kernel",
-            settings=settings(
-                "imagenet",
-                LOADING,
-                **{key: imagenet["kernel"][key] for key in ("width", "groups", "device")},
-                image_folder=IMAGES,
-                seed=SEED,
+            settings=loading(
+                LOADING, **{key: imagenet["kernel"][key] for key in ("width", "groups", "device")}
             ),
             pairs=lambda wildcards: PROBES[wildcards.gamma],
             journal=f"{IMAGENET}/journals/{{gamma}}",
@@ -78,7 +95,7 @@ if imagenet["limit"]:
     use rule step as imagenet_gradients with:
         """Loss gradient of every image at the trained weights, for the exact limit; resumable."""
         input:
-            IMAGES or [],
+            manifest=MANIFEST,
         output:
             temp(directory(f"{IMAGENET}/gradients")),
         log:
@@ -91,13 +108,7 @@ if imagenet["limit"]:
         params:
             **call(
                 "imagenet.sample.gradients",
-                settings=settings(
-                    "imagenet",
-                    LOADING,
-                    device=imagenet["kernel"]["device"],
-                    image_folder=IMAGES,
-                    seed=SEED,
-                ),
+                settings=loading(LOADING, device=imagenet["kernel"]["device"]),
             ),
 
     use rule step as imagenet_limit with:
@@ -118,7 +129,7 @@ if imagenet["limit"]:
 use rule step as imagenet_features with:
     """Penultimate features of the same images, the baseline."""
     input:
-        IMAGES or [],
+        manifest=MANIFEST,
     output:
         f"{IMAGENET}/features.npz",
     log:
@@ -129,25 +140,20 @@ use rule step as imagenet_features with:
     params:
         **call(
             "imagenet.sample.features",
-            settings=settings("imagenet", LOADING, image_folder=IMAGES, seed=SEED),
+            settings=loading(LOADING),
         ),
 
 
-use rule step as imagenet_evaluate with:
+use rule imagenet_features as imagenet_evaluate with:
     """Accuracy of the model on the images before any perturbation."""
-    input:
-        IMAGES or [],
     output:
         f"{IMAGENET}/accuracy.json",
     log:
         log("imagenet_evaluate"),
-    threads: imagenet["threads"]
-    resources:
-        mem_mb=MODEL_MEMORY,
     params:
         **call(
             "imagenet.sample.evaluate",
-            settings=settings("imagenet", LOADING, image_folder=IMAGES, seed=SEED),
+            settings=loading(LOADING),
         ),
 
 

@@ -52,16 +52,31 @@ if ARCHIVE:
                 "imagenet.controls.tiny_images", per_class=imagenet["tiny_imagenet"]["per_class"]
             ),
 
+    use rule imagenet_manifest as imagenet_tiny_manifest with:
+        """Name, size and hash of these images."""
+        input:
+            images=TINY,
+        output:
+            f"{CONTROLS}/tiny_manifest.csv",
+        log:
+            log("imagenet_tiny_manifest"),
+        params:
+            **call("imagenet.sample.manifest"),
 
-use rule step as imagenet_control_gradients with:
+
+TINY_MANIFEST = rules.imagenet_tiny_manifest.output if ARCHIVE else MANIFEST
+
+
+use rule imagenet_features as imagenet_control_gradients with:
     """Loss gradient of every image of a control; resumable."""
     input:
-        lambda wildcards: CONTROL[wildcards.control]["image_folder"] or [],
+        manifest=lambda wildcards: (
+            MANIFEST if CONTROL[wildcards.control]["image_folder"] == IMAGES else TINY_MANIFEST
+        ),
     output:
         temp(directory(f"{CONTROLS}/{{control}}/gradients")),
     log:
         log("imagenet_control_gradients/{control}"),
-    threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
         runtime=240,
@@ -87,17 +102,16 @@ use rule step as imagenet_control_limit with:
         **call("imagenet.controls.limit"),
 
 
-use rule step as imagenet_control_features with:
+use rule imagenet_features as imagenet_control_features with:
     """Penultimate features of a control."""
     input:
-        lambda wildcards: CONTROL[wildcards.control]["image_folder"] or [],
+        manifest=lambda wildcards: (
+            MANIFEST if CONTROL[wildcards.control]["image_folder"] == IMAGES else TINY_MANIFEST
+        ),
     output:
         f"{CONTROLS}/{{control}}/features.npz",
     log:
         log("imagenet_control_features/{control}"),
-    threads: imagenet["threads"]
-    resources:
-        mem_mb=MODEL_MEMORY,
     params:
         **call(
             "imagenet.sample.features",
@@ -125,7 +139,7 @@ if imagenet["controls"]:
             **call(
                 "imagenet.controls.measure",
                 names=ANALYZED,
-                settings=settings("imagenet.analysis", "lift_neighbors permutations", seed=SEED),
+                settings=analysis("lift_neighbors permutations"),
             ),
 
     use rule step as figure_imagenet_controls with:

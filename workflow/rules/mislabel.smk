@@ -68,7 +68,7 @@ use rule step as mislabel_copies with:
 use rule step as mislabel_imagenet_sample with:
     """Losses of photographs under their given and some wrong labels, from one forward pass each."""
     input:
-        IMAGES or [],
+        manifest=MANIFEST,
     output:
         f"{MISLABEL}/imagenet.nc",
     log:
@@ -129,7 +129,7 @@ if TINY_IMAGENET == "generated":
             ),
 
 
-use rule step as mislabel_features with:
+use rule imagenet_features as mislabel_features with:
     """Penultimate features of Tiny ImageNet's images, what the heads are trained on."""
     input:
         TINY_IMAGENET or [],
@@ -137,9 +137,6 @@ use rule step as mislabel_features with:
         f"{MISLABEL}/tiny_imagenet_features.npz",
     log:
         log("mislabel_features"),
-    threads: imagenet["threads"]
-    resources:
-        mem_mb=MODEL_MEMORY,
     params:
         **call(
             "mislabel.memorized.features",
@@ -185,8 +182,7 @@ use rule step as mislabel_claims with:
 use rule step as figure_mislabel_detection with:
     """AUC, precision and cost by method; self-covariances of right and wrong labels; copies."""
     input:
-        summary=rules.mislabel_detect.output.summary,
-        scores=rules.mislabel_detect.output.scores,
+        **outputs(rules.mislabel_detect, "summary scores"),
         probe_time=rules.mislabel_probe_time.output.summary,
         probe_time_scores=rules.mislabel_probe_time.output.scores,
         copies=rules.mislabel_copies.output.summary,
@@ -201,8 +197,7 @@ use rule step as figure_mislabel_detection with:
 use rule step as figure_mislabel_imagenet with:
     """Photographs with labels wrong at probe time: self-covariances, AUC, ratio, neighbors."""
     input:
-        summary=rules.mislabel_imagenet.output.summary,
-        scores=rules.mislabel_imagenet.output.scores,
+        **outputs(rules.mislabel_imagenet, "summary scores"),
     output:
         **figure("mislabel_imagenet", "4 Wrong labels"),
     log:

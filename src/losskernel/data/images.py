@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from losskernel.data.listing import class_folders, visible_files
+from losskernel.data.listing import Manifest, class_folders, visible_files
 from losskernel.errors import DataError, needs
 from losskernel.progress import bar
 
@@ -70,6 +70,10 @@ def decode(content: bytes) -> Image.Image:
         raise DataError(f"cannot be decoded ({said})") from error
 
 
+class UnreadableError(DataError):
+    """An image that cannot be decoded or preprocessed, which ``skip_unreadable`` leaves out."""
+
+
 class ClassFolders(Dataset):
     """Images below ``folder/<class>/``, in sorted order, with their class index.
 
@@ -80,6 +84,8 @@ class ClassFolders(Dataset):
         classes: names of the class folders in the order of the model's outputs; by default the
             folders there are, sorted, as in :class:`torchvision.datasets.ImageFolder`.
         per_class: at most this many images a class, the first by name; all if not given.
+        manifest: file that :func:`losskernel.data.listing.write_manifest` wrote of the folder;
+            images must be as it says.
 
     Attributes:
         classes: names in the order of the class indices.
@@ -102,8 +108,10 @@ class ClassFolders(Dataset):
         preprocess: Callable[[Image.Image], Tensor],
         classes: list[str] | None = None,
         per_class: int | None = None,
+        manifest: str | Path | None = None,
     ):
         self.folder, self.preprocess = Path(folder), preprocess
+        self._manifest = None if manifest is None else Manifest.read(manifest)
         found = class_folders(self.folder)
         by_class: dict[str, list[Path]] = {name: [] for name in found}
         self.left_out: list[str] = []
@@ -161,17 +169,20 @@ class ClassFolders(Dataset):
 
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
         path = self.paths[item]
+        content = path.read_bytes()
+        if self._manifest is not None:
+            self._manifest.check(str(self.names[item]), content)
         try:
-            image = decode(path.read_bytes())
-        except (DataError, OSError) as error:
-            raise DataError(
+            image = decode(content)
+        except DataError as error:
+            raise UnreadableError(
                 f"{path}: {error}; replace it, or leave such images out by skip_unreadable"
             ) from error
         try:
             return self.preprocess(image), int(self.labels[item])
         except (ValueError, RuntimeError, OSError) as error:  # such as a side shorter than a pixel
             said = " ".join(str(error).split())
-            raise DataError(
+            raise UnreadableError(
                 f"{path}: {image.width} x {image.height} pixels cannot be preprocessed ({said}); "
                 "replace it, or leave such images out by skip_unreadable"
             ) from error
@@ -181,7 +192,7 @@ class ClassFolders(Dataset):
         for item in range(len(self)):
             try:
                 return self[item][0]
-            except DataError:
+            except UnreadableError:
                 if not skip_unreadable:
                     raise
         raise DataError(f"{self.folder}: none of its images can be decoded")
@@ -204,7 +215,7 @@ class ClassFolders(Dataset):
         for item in bar(range(len(self)), description, unit="image", show=progress):
             try:
                 tensors.append(self[item][0])
-            except DataError:
+            except UnreadableError:
                 if not skip_unreadable:
                     raise
                 unreadable.append(item)
@@ -223,9 +234,10 @@ class ClassFolders(Dataset):
 
     @property
     def provenance(self) -> dict[str, str]:
-        """What a trace of these images tells of them: the folder, and what was left out."""
+        """What a trace of these images tells of them: folder, manifest, and what was left out."""
         return {
             "images": self.folder.name,
+            "manifest_sha256": "" if self._manifest is None else self._manifest.sha256,
             "left_out": _listed(self.left_out) if self.left_out else "nothing",
         }
 
@@ -256,8 +268,9 @@ class WnidImages(ClassFolders):
         preprocess: Callable[[Image.Image], Tensor],
         classes: list[str] | None = None,
         per_class: int | None = None,
+        manifest: str | Path | None = None,
     ):
-        super().__init__(folder, preprocess, classes or imagenet_wnids(), per_class)
+        super().__init__(folder, preprocess, classes or imagenet_wnids(), per_class, manifest)
 
     _layout = "<wnid>/<name>.JPEG"
 

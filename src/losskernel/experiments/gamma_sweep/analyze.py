@@ -36,12 +36,13 @@ LIFT, OPPOSED, COLOR_LIFT = "hierarchy lift", "hierarchy lift, opposed", "color 
 BY_DEPTH = "mean R at depth"
 
 
-def colors(settings: dict, output: Path) -> None:
+def colors(settings: dict, output: Path, manifest: Path | None = None) -> None:
     """Mean L*, a* and b* of every image: a table without a pixel in it."""
     # Here, as PyTorch comes with it, and the analysis does without.
     from losskernel.data.images import ClassFolders
 
-    images = ClassFolders(settings["image_folder"], mean_color, per_class=settings["per_class"])
+    per_class = settings["per_class"]
+    images = ClassFolders(settings["image_folder"], mean_color, None, per_class, manifest)
     rows = images.read(settings["skip_unreadable"], "colors")
     table = pd.DataFrame(np.array(rows), columns=["L", "a", "b"])
     table.insert(0, "name", images.names)

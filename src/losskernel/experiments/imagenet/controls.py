@@ -83,7 +83,7 @@ def measure(
         labels = np.array([tree.wnids.index(str(name).split("/")[0]) for name in images])
         kernels = {
             LIMIT: normalize(_gram(limit_file, len(labels))),
-            FEATURES: feature_kernel(feature_file, images),
+            FEATURES: feature_kernel(feature_file, images, _inputs(limit_file)),
         }
         for kernel, similarity in kernels.items():
             for removed in (False, True):
@@ -94,6 +94,12 @@ def measure(
     order = ["control", "kernel", "pairs", "statistic", "depth", "k", "value"]
     with atomic_path(output) as temporary:
         found[[*order, "null_low", "null_high"]].to_csv(temporary, index=False, float_format="%.6g")
+
+
+def _inputs(path: Path) -> str:
+    """Fingerprint of the inputs of a limit."""
+    with np.load(path) as stored:
+        return str(stored["inputs_sha256"])
 
 
 def _gram(path: Path, inputs: int) -> np.ndarray:

@@ -59,7 +59,8 @@ class Sources:
             )
         gram = None if limit is None else _gram(limit, first)
         names = first.coordinates["name"]
-        return cls(tuple(loaded), headline, gram, feature_kernel(features, names))
+        similarity = feature_kernel(features, names, first.attributes["inputs_sha256"])
+        return cls(tuple(loaded), headline, gram, similarity)
 
     @property
     def labels(self) -> NDArray:
@@ -93,12 +94,25 @@ class Sources:
         return found if self.gram is None else found | {LIMIT: np.diag(self.gram)}
 
 
-def feature_kernel(features: Path, names: NDArray) -> NDArray:
+def feature_kernel(features: Path, names: NDArray, inputs_sha256: str) -> NDArray:
     """Cosine of the features of the named inputs, (input, input), their mean taken off.
 
     With the mean all cosines are positive, and "most opposed" means nothing.
+
+    Args:
+        features: what :func:`losskernel.experiments.imagenet.sample.features` wrote.
+        names: of the inputs.
+        inputs_sha256: fingerprint of the inputs that something else was computed from.
+
+    Raises:
+        TraceError: the features are of other inputs, as far as their file tells.
     """
     with np.load(features) as stored:
+        if str(stored.get("inputs_sha256", inputs_sha256)) != inputs_sha256:
+            raise TraceError(
+                f"{features}: made with other images than the kernel or the limit beside it; make "
+                "them from one manifest"
+            )
         position = {name: i for i, name in enumerate(stored["name"])}
         values = stored["features"][[position[name] for name in names]].astype(np.float64)
     values -= values.mean(axis=0)

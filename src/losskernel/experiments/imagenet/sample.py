@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from losskernel.data.images import WnidImages, imagenet_wnids, load_images
+from losskernel.data.listing import write_manifest
 from losskernel.files import atomic_path
 from losskernel.gradients.covariance import gradient_covariance
 from losskernel.gradients.per_sample import per_sample_gradients
@@ -31,7 +32,9 @@ from losskernel.semantics.wordnet import Hierarchy
 from losskernel.trace import provenance
 
 
-def _load(settings: dict) -> tuple[Classifier, WnidImages, tuple[Tensor, Tensor]]:
+def _load(
+    settings: dict, manifest: Path | None = None
+) -> tuple[Classifier, WnidImages, tuple[Tensor, Tensor]]:
     classifier = load_classifier(
         settings["model"],
         settings["weights"],
@@ -40,10 +43,22 @@ def _load(settings: dict) -> tuple[Classifier, WnidImages, tuple[Tensor, Tensor]
         fit_outputs=False,  # wnids stand for ImageNet's 1,000 classes
     )
     images = WnidImages(
-        settings["image_folder"], classifier.preprocess, per_class=settings["per_class"]
+        settings["image_folder"],
+        classifier.preprocess,
+        per_class=settings["per_class"],
+        manifest=manifest,
     )
     images.draw(settings["max_inputs"], numpy_generator(settings["seed"], "order"))
     return classifier, images, load_images(images, settings["skip_unreadable"])
+
+
+def manifest(images: Path, output: Path) -> None:
+    """Name, size and hash of every file of the image folder, as CSV.
+
+    What is computed from the images is computed from those of the manifest, or not at all: an image
+    that was replaced since is refused.
+    """
+    write_manifest(images, output)
 
 
 def generate(settings: dict, output: Path) -> None:
@@ -62,12 +77,19 @@ def generate(settings: dict, output: Path) -> None:
                 Image.fromarray(pixels).save(temporary)
 
 
-def kernel(settings: dict, gamma: float, pairs: int, journal: Path, output: Path) -> None:
+def kernel(
+    settings: dict,
+    gamma: float,
+    pairs: int,
+    journal: Path,
+    output: Path,
+    manifest: Path | None = None,
+) -> None:
     """The kernel at one localization, from gradients at pairs of draws; resumable.
 
     Gaussian probe around the published weights, all of them; the same normal draws at every gamma.
     """
-    classifier, images, data = _load(settings)
+    classifier, images, data = _load(settings, manifest)
     found = gradient_covariance(
         classifier.model,
         data,
@@ -86,38 +108,47 @@ def kernel(settings: dict, gamma: float, pairs: int, journal: Path, output: Path
         "seed": settings["seed"],
         "weights_sha256": state_fingerprint(classifier.model),
         "inputs_sha256": Inputs(data).fingerprint(),
+        **images.provenance,
         **provenance(),
     }
     coordinates = {"label": images.labels, "wnid": images.wnids, "name": images.names}
     StoredKernel.of(found, coordinates, attributes).save(output)
 
 
-def gradients(settings: dict, output: Path) -> None:
+def gradients(settings: dict, output: Path, manifest: Path | None = None) -> None:
     """Loss gradient of every image at the published weights: 2 bytes an image and parameter."""
-    classifier, _, data = _load(settings)
+    classifier, _, data = _load(settings, manifest)
     per_sample_gradients(classifier.model, data, output, device=settings["device"])
 
 
-def features(settings: dict, output: Path) -> None:
+def features(settings: dict, output: Path, manifest: Path | None = None) -> None:
     """Penultimate features of the same images: the baseline kernel is their cosine.
 
     Captured at the input of the model's last linear layer, whichever model it is.
     """
-    classifier, images, (inputs, _) = _load(settings)
+    classifier, images, data = _load(settings, manifest)
+    inputs = data[0]
     blocks = bar(inputs.split(50), "features", unit="block")
     found = penultimate_features(classifier.model, blocks)
     with atomic_path(output) as temporary:
-        np.savez_compressed(temporary, features=found.numpy().astype(np.float16), name=images.names)
+        np.savez_compressed(
+            temporary,
+            features=found.numpy().astype(np.float16),
+            name=images.names,
+            inputs_sha256=Inputs(data).fingerprint(),
+            **images.provenance,
+        )
 
 
 @torch.inference_mode()
-def evaluate(settings: dict, output: Path) -> None:
+def evaluate(settings: dict, output: Path, manifest: Path | None = None) -> None:
     """Accuracy and mean cross-entropy of the model on the images, before any perturbation."""
-    classifier, images, (inputs, labels) = _load(settings)
+    classifier, images, (inputs, labels) = _load(settings, manifest)
     blocks = bar(inputs.split(50), "evaluate", unit="block")
     logits = torch.cat([classifier.model(block) for block in blocks])
     top5 = logits.topk(5).indices
     result = {
+        **images.provenance,
         "model": settings["model"],
         "image_size": settings["image_size"],
         "images": len(images),

@@ -104,7 +104,7 @@ def _clustering(near: np.ndarray, flipped: np.ndarray) -> float:
     return flipped[near[flipped]].mean() / flipped.mean()
 
 
-def sample(settings: dict, journal: Path, output: Path) -> None:
+def sample(settings: dict, journal: Path, output: Path, manifest: Path | None = None) -> None:
     """Sample an ImageNet classifier; losses under the given and some wrong labels of every image.
 
     ``settings`` are those of ``imagenet`` that load the model and the images, with ``probe``,
@@ -118,7 +118,10 @@ def sample(settings: dict, journal: Path, output: Path) -> None:
         settings["model"], settings["weights"], settings["image_size"], seed
     )
     images = WnidImages(
-        settings["image_folder"], classifier.preprocess, per_class=settings["per_class"]
+        settings["image_folder"],
+        classifier.preprocess,
+        per_class=settings["per_class"],
+        manifest=manifest,
     )
     images.draw(settings["max_inputs"], numpy_generator(seed, "order"))
     inputs, labels = load_images(images, settings["skip_unreadable"])
