@@ -198,9 +198,7 @@ class BatchedEngine:
             self._losses = _compile(self._losses, device, self.layout.size)
             self._gradients = _compile(self._gradients, device, self.layout.size)
         self._losses, self._eager_losses = quiet(self._losses), quiet(self._eager_losses)
-        self._gradients, self._input_gradients = map(
-            quiet, (self._gradients, self._input_gradients)
-        )
+        self._gradients = quiet(self._gradients)
 
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         x, y = map_tensors(lambda *parts: torch.stack(parts), *batches)
