@@ -33,8 +33,8 @@ def test_the_configs_of_the_repository_are_valid(name):
 
 
 def test_a_typo_names_the_key_and_the_nearest_known_one():
-    assert refusal({"arithmetic": {"probe": {"gama": 1}}}) == (
-        "config: unknown key 'arithmetic.probe.gama'; did you mean 'gamma'?"
+    assert refusal({"development": {"tiny_imagenet": {"probe": {"gama": 1}}}}) == (
+        "config: unknown key 'development.tiny_imagenet.probe.gama'; did you mean 'gamma'?"
     )
     assert refusal({"sed": 1}) == "config: unknown key 'sed'; did you mean 'seed'?"
 
@@ -50,11 +50,14 @@ def test_an_unknown_key_without_a_near_one_lists_the_known_ones():
         ({"seed": -1}, ("seed", "-1", "minimum of 0")),
         ({"seed": "zero"}, ("seed", "'zero'", "integer")),
         ({"arithmetic": {"train_share": 1.5}}, ("arithmetic.train_share", "1.5", "share of all")),
-        ({"arithmetic": {"probe": {"step_size": 0}}}, ("arithmetic.probe.step_size", "= 0 ")),
+        ({"arithmetic": {"rise": 0}}, ("arithmetic.rise", "= 0 ")),
         ({"arithmetic": {"network": {"prime": 12}}}, ("arithmetic.network.prime", "= 12 ")),
-        ({"imagenet": {"sampling": {"draws": 3}}}, ("imagenet.sampling.draws", "= 3 ")),
+        (
+            {"development": {"tiny_imagenet": {"sampling": {"draws": 3}}}},
+            ("sampling.draws", "= 3 "),
+        ),
         ({"imagenet": {"model": "resnet50"}}, ("imagenet.model", "'resnet50'", "timm:<name>")),
-        ({"imagenet": {"sampling": {"engine": "gpu"}}}, ("imagenet.sampling.engine", "'gpu'")),
+        ({"development": {"tiny_imagenet": {"sampling": {"engine": "gpu"}}}}, ("engine", "'gpu'")),
     ],
 )
 def test_a_value_out_of_range_names_key_value_and_what_is_allowed(change, words):
@@ -93,12 +96,15 @@ def test_a_key_that_is_there_twice_is_named_with_its_line(tmp_path, text):
 
 def test_what_braces_on_the_command_line_hold_has_the_types_of_a_file():
     given = parse_config(
-        ["seed=3", 'imagenet={per_class: 5, probe: {gamma: 1.0e+4}, controls: [], weights: "7"}']
+        [
+            "seed=3",
+            'imagenet={per_class: 5, kernel: {headline: 1.0e+4}, controls: [], weights: "7"}',
+        ]
     )
     assert given["imagenet"]["per_class"] == "5"  # what Snakemake makes of it
     merged = config(given)
     found = typed(merged, given)
-    assert found["imagenet"]["per_class"] == 5 and found["imagenet"]["probe"]["gamma"] == 1e4
+    assert found["imagenet"]["per_class"] == 5 and found["imagenet"]["kernel"]["headline"] == 1e4
     assert found["imagenet"]["controls"] == [] and found["imagenet"]["model"] == "inception_v1"
     assert found["development"] == merged["development"]
     with pytest.raises(WorkflowError, match="imagenet.per_class = '5' is not valid"):
@@ -109,8 +115,8 @@ def test_what_braces_on_the_command_line_hold_has_the_types_of_a_file():
 
 def test_a_missing_key_is_named():
     incomplete = config()
-    del incomplete["imagenet"]["probe"]["gamma"]
-    with pytest.raises(WorkflowError, match="imagenet.probe: 'gamma' is a required property"):
+    del incomplete["development"]["tiny_imagenet"]["probe"]["gamma"]
+    with pytest.raises(WorkflowError, match="tiny_imagenet.probe: 'gamma' is a required property"):
         validated(incomplete, SCHEMA)
 
 
