@@ -4,8 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from losskernel.experiments.arithmetic.statistics import alignments
 from losskernel.experiments.development import arithmetic as development
 from losskernel.experiments.development.figures import arithmetic as draw
+from losskernel.kernel.control_variate import normalize
+from losskernel.sampling.probe import Probe
+from losskernel.semantics.separation import pair_auc
 from losskernel.trace import LossTrace
 
 STEPS = [0, 40, 300]
@@ -23,15 +27,14 @@ SETTINGS = {
     "training": {"steps": 300, "batch_size": 91, "learning_rate": 0.01, "weight_decay": 0.1},
     "checkpoints": STEPS,
     "probe_inputs": 30,
-    "probe": {"n_beta": 100, "gamma": 1e8, "step_size": 1e-8},
-    "parameters": ["blocks.*.attention.query*", "blocks.*.attention.key*"],
-    "sampling": {"chains": 2, "draws": 8, "burn_in": 4, "batch_size": 20},
+    "rise": 0.02,
+    "directions": 60,
+    "draws": 200,
     "sampling_seed": 3,
     "learning_coefficient": {
         "probe": {"n_beta": 20, "gamma": 1000, "step_size": 1e-4},
         "sampling": {"chains": 3, "draws": 8, "burn_in": 20, "batch_size": 20},
     },
-    "score": "|R|",
     "neighbors": 5,
     "seed": 0,
 }
@@ -64,12 +67,26 @@ def test_accuracies_at_each_checkpoint(table):
     np.testing.assert_allclose(both, table["train_accuracy"], atol=0.05)
 
 
-def test_in_its_linear_limit_the_kernel_is_the_exact_one(table):
-    np.testing.assert_allclose(table["auc"], table["limit_auc"], atol=0.03)
-    # Before the losses are all but gone, the control variate leaves no noise to speak of.
-    assert (table["auc_error"].iloc[:2] < 0.01).all() and (
-        table["noise_floor"].iloc[:2] < 0.1
-    ).all()
+def test_gamma_is_that_of_the_rise_at_every_checkpoint(folder, table):
+    for step in STEPS:
+        trace = LossTrace.load(folder / f"{step}.nc")
+        rise = trace.losses.mean() - trace.initial_loss.mean()
+        assert table.loc[step, "rise"] == pytest.approx(rise, abs=1e-5)
+        assert table.loc[step, "gamma"] == Probe.read(trace.attributes["probe"]).gamma
+    assert table["rise"].iloc[-1] == pytest.approx(SETTINGS["rise"], rel=0.5)
+    assert table["gamma"].nunique() == len(STEPS)
+
+
+def test_the_limit_and_the_activations_are_those_of_the_checkpoint(folder, table):
+    for step in STEPS:
+        with np.load(folder / f"{step}.npz") as stored:
+            exact = dict(stored)
+        trace = LossTrace.load(folder / f"{step}.nc")
+        auc = pair_auc(normalize(exact.pop("gram")), trace.coordinate("task"))
+        assert table.loc[step, "limit_auc_R"] == pytest.approx(auc)
+        found = alignments(trace, exact)
+        for layer in exact:
+            assert table.loc[step, f"cka_{layer}"] == pytest.approx(found[f"cka_{layer}"])
 
 
 def test_the_learning_coefficient_is_that_of_its_own_traces(folder, table):
@@ -77,7 +94,7 @@ def test_the_learning_coefficient_is_that_of_its_own_traces(folder, table):
         trace = LossTrace.load(folder / f"{step}-coefficient.nc")
         rise = trace.losses.mean() - trace.initial_loss.mean()
         assert table.loc[step, "learning_coefficient"] == pytest.approx(20 * rise, rel=1e-3)
-        assert table.loc[step, "rise"] == pytest.approx(rise, rel=1e-3)
+        assert table.loc[step, "coefficient_rise"] == pytest.approx(rise, rel=1e-3)
         assert trace.attributes["step"] == step
     # Away from a minimum the chains go downhill; around one they can only rise.
     assert table["learning_coefficient"].iloc[-1] > 5 * table["learning_coefficient_error"].iloc[-1]

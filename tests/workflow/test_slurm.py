@@ -17,8 +17,7 @@ from repository import ROOT, SMOKE, Copy
 from losskernel.kernel.stored import StoredKernel
 
 SCRIPT = ROOT / "workflow/cluster/slurm.sh"
-SAMPLING = {"arithmetic_sample", "arithmetic_search_setup", "imagenet_kernel"}
-SAMPLING |= {"gamma_sweep_small_sample"}
+SAMPLING = {"imagenet_kernel", "gamma_sweep_small_sample"}
 ON_GPU = SAMPLING | {"imagenet_gradients"}
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
@@ -69,8 +68,7 @@ def test_the_script_says_in_one_line_what_is_wrong(arguments, message):
 
 @pytest.mark.slow
 def test_every_job_asks_for_memory_and_time_and_a_sampling_job_on_cuda_for_a_gpu(copy):
-    on_cuda = "{sampling: {device: cuda}, search: {sampling: {device: cuda}}}"
-    devices = ("--config", f"arithmetic={on_cuda}", "imagenet={sampling: {device: cuda}}")
+    devices = ("--config", "imagenet={sampling: {device: cuda}}")
     devices += ("gamma_sweep={sampling: {device: cuda}, small: {sampling: {device: cuda}}}",)
     status, said = copy.snakemake("all", "--dry-run", *SMOKE, *devices)
     assert status == 0, said

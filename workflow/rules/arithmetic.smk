@@ -2,13 +2,13 @@
 
 ARITHMETIC = f"{RESULTS}/arithmetic"
 arithmetic = config["arithmetic"]
-# The network and the group of weights that the figure shows.
-FIGURED = f"{arithmetic['figure_group']}-{arithmetic['training_seeds'][0]}"
+search = arithmetic["search"]
+FIGURED = arithmetic["training_seeds"][0]  # the network that the figure shows
 
 
 wildcard_constraints:
     seed=r"\d+",
-    setup="|".join(setup["name"] for setup in arithmetic["search"]["setups"]),
+    setup="|".join(setup["name"] for setup in search["setups"]),
 
 
 use rule step as arithmetic_train with:
@@ -26,81 +26,167 @@ use rule step as arithmetic_train with:
 
 
 use rule step as arithmetic_sample with:
-    """Sample around one network: a trace a group of weights and seed, and the limit of each group."""
+    """Draw the losses around one network."""
     input:
         weights=rules.arithmetic_train.output.weights,
     output:
-        traces=expand(
-            f"{ARITHMETIC}/traces/{{group}}-{{{{seed}}}}-{{sampling_seed}}.nc",
-            group=arithmetic["groups"],
-            sampling_seed=arithmetic["sampling_seeds"],
-        ),
-        limits=expand(f"{ARITHMETIC}/limits/{{group}}-{{{{seed}}}}.npz", group=arithmetic["groups"]),
+        f"{ARITHMETIC}/traces/{{seed}}.nc",
     log:
         log("arithmetic_sample/{seed}"),
     benchmark:
         benchmark("arithmetic_sample/{seed}")
-    resources:
-        gpu=gpus(arithmetic["sampling"]),
     params:
         **call(
             "arithmetic.sample.sample",
             settings=settings(
                 "arithmetic",
-                "network train_share probe_inputs probe sampling sampling_seeds groups",
+                "network train_share probe_inputs rise directions chains draws sampling_seed",
             ),
             training_seed=lambda wildcards: wildcards.seed,
         ),
 
 
+use rule step as arithmetic_baselines with:
+    """Other similarities of the inputs of one network."""
+    input:
+        weights=rules.arithmetic_train.output.weights,
+    output:
+        f"{ARITHMETIC}/baselines/{{seed}}.npz",
+    log:
+        log("arithmetic_baselines/{seed}"),
+    params:
+        **call(
+            "arithmetic.sample.baselines",
+            settings=settings(
+                "arithmetic",
+                "network train_share probe_inputs rise directions untrained_draws sampling_seed",
+                gradient_groups={
+                    name: arithmetic["groups"][name] for name in arithmetic["gradient_groups"]
+                },
+            ),
+            training_seed=lambda wildcards: wildcards.seed,
+        ),
+
+
+use rule step as arithmetic_curve with:
+    """Separation along gamma, for each group of weights of the first network."""
+    input:
+        weights=expand(rules.arithmetic_train.output.weights, seed=FIGURED),
+    output:
+        f"{ARITHMETIC}/curve.csv",
+    log:
+        log("arithmetic_curve"),
+    benchmark:
+        benchmark("arithmetic_curve")
+    params:
+        **call(
+            "arithmetic.sample.curve",
+            settings=settings(
+                "arithmetic",
+                "network train_share groups sampling_seed",
+                **arithmetic["curve"],
+            ),
+            training_seed=FIGURED,
+        ),
+
+
 use rule step as arithmetic_measure with:
-    """Separation of the tasks and convergence of every trace of one network."""
+    """Separation of the tasks, and what is confused, of every network."""
     input:
-        **outputs(rules.arithmetic_sample, "traces limits"),
-        history=rules.arithmetic_train.output.log,
+        traces=expand(rules.arithmetic_sample.output, seed=arithmetic["training_seeds"]),
+        baselines=expand(rules.arithmetic_baselines.output, seed=arithmetic["training_seeds"]),
+        histories=expand(rules.arithmetic_train.output.log, seed=arithmetic["training_seeds"]),
     output:
-        f"{ARITHMETIC}/separation/{{seed}}.csv",
+        f"{ARITHMETIC}/networks.csv",
     log:
-        log("arithmetic_measure/{seed}"),
+        log("arithmetic_measure"),
     params:
-        **call("arithmetic.analyze.measure"),
+        **call("arithmetic.analyze.measure", settings=settings("arithmetic", "triples", seed=SEED)),
 
 
-use rule step as arithmetic_summarize with:
-    """The measurements of all networks, and their mean and spread."""
+use rule step as arithmetic_reparametrize with:
+    """The kernel of one network after rescalings that leave its function as it is."""
     input:
-        rows=expand(rules.arithmetic_measure.output, seed=arithmetic["training_seeds"]),
+        weights=rules.arithmetic_train.output.weights,
     output:
-        rows=f"{ARITHMETIC}/separation.csv",
-        summary=f"{ARITHMETIC}/summary.csv",
+        f"{ARITHMETIC}/reparametrization/{{seed}}.csv",
     log:
-        log("arithmetic_summarize"),
+        log("arithmetic_reparametrize/{seed}"),
     params:
-        **call("arithmetic.analyze.summarize"),
+        **call(
+            "arithmetic.reparametrization.reparametrize",
+            settings=settings(
+                "arithmetic",
+                "network train_share probe_inputs rise directions",
+                **arithmetic["reparametrization"],
+            ),
+            training_seed=lambda wildcards: wildcards.seed,
+        ),
+
+
+use rule step as arithmetic_localize with:
+    """Kernels of networks whose parameters are split between the tasks, of one seed."""
+    output:
+        f"{ARITHMETIC}/localization/{{seed}}.csv",
+    log:
+        log("arithmetic_localize/{seed}"),
+    params:
+        **call(
+            "arithmetic.localization.localize",
+            settings=settings("arithmetic", "rise directions", **arithmetic["localization"]),
+        ),
+
+
+use rule step as arithmetic_question_claims with:
+    """What is left open by the paper: localization and reparametrization."""
+    input:
+        localization=expand(
+            rules.arithmetic_localize.output, seed=arithmetic["localization"]["training_seeds"]
+        ),
+        reparametrization=expand(
+            rules.arithmetic_reparametrize.output,
+            seed=arithmetic["training_seeds"][: arithmetic["reparametrization"]["networks"]],
+        ),
+    output:
+        f"{ARITHMETIC}/question_claims.csv",
+    log:
+        log("arithmetic_question_claims"),
+    params:
+        **call("arithmetic.questions.claims"),
+
+
+use rule step as figure_arithmetic_questions with:
+    """Localization, reparametrization, triples, and weights against activations."""
+    input:
+        localization=rules.arithmetic_question_claims.input.localization,
+        reparametrization=rules.arithmetic_question_claims.input.reparametrization,
+        networks=rules.arithmetic_measure.output,
+        curve=rules.arithmetic_curve.output,
+        development=f"{RESULTS}/development/arithmetic.csv",
+    output:
+        **figure("arithmetic_questions", "1 Modular arithmetic"),
+    log:
+        log("figure_arithmetic_questions"),
+    params:
+        **call("arithmetic.questions.figure"),
 
 
 use rule step as arithmetic_claims with:
     """What the networks say of the paper's numbers."""
     input:
-        **outputs(rules.arithmetic_summarize, "summary rows"),
+        networks=rules.arithmetic_measure.output,
     output:
         f"{ARITHMETIC}/claims.csv",
     log:
         log("arithmetic_claims"),
     params:
-        **call(
-            "arithmetic.analyze.claims",
-            settings=settings(
-                "arithmetic", "network probe groups sampling_seeds figure_group score selection"
-            ),
-        ),
+        **call("arithmetic.analyze.claims", settings=settings("arithmetic", "network rise")),
 
 
 use rule step as arithmetic_kernel with:
     """Kernel and embedding of the first network, for the figure."""
     input:
-        trace=f"{ARITHMETIC}/traces/{FIGURED}-{arithmetic['sampling_seeds'][0]}.nc",
-        limit=f"{ARITHMETIC}/limits/{FIGURED}.npz",
+        trace=expand(rules.arithmetic_sample.output, seed=FIGURED),
     output:
         f"{ARITHMETIC}/kernel.npz",
     log:
@@ -110,10 +196,11 @@ use rule step as arithmetic_kernel with:
 
 
 use rule step as figure_arithmetic_separation with:
-    """Figure 3 of the paper: kernel matrix, embedding, distributions, AUC."""
+    """Figure 3 of the paper: kernel matrix, embedding, R by relation, AUC."""
     input:
         kernel=rules.arithmetic_kernel.output,
-        summary=rules.arithmetic_summarize.output.summary,
+        networks=rules.arithmetic_measure.output,
+        curve=rules.arithmetic_curve.output,
     output:
         **figure("arithmetic_separation", "1 Modular arithmetic"),
     log:
@@ -123,30 +210,24 @@ use rule step as figure_arithmetic_separation with:
 
 
 use rule step as arithmetic_search_setup with:
-    """Every probe setting of the search around one network of one training setup."""
+    """Separation around the networks of one training recipe."""
     output:
         f"{ARITHMETIC}/search/{{setup}}.csv",
     log:
         log("arithmetic_search/{setup}"),
     benchmark:
         benchmark("arithmetic_search/{setup}")
-    resources:
-        runtime=120,
-        gpu=gpus(arithmetic["search"]["sampling"]),
     params:
         **call(
             "arithmetic.search.search",
             settings=settings(
                 "arithmetic",
-                "network training train_share probe_inputs",
-                probes=arithmetic["search"]["probes"],
-                groups=arithmetic["search"]["groups"],
-                sampling=arithmetic["search"]["sampling"],
+                "network training train_share directions",
+                **{name: search[name] for name in ("probe_inputs", "draws", "rises")},
             ),
             setup=lambda wildcards: json.dumps(
-                next(s for s in arithmetic["search"]["setups"] if s["name"] == wildcards.setup)
+                next(setup for setup in search["setups"] if setup["name"] == wildcards.setup)
             ),
-            seed=arithmetic["search"]["seed"],
         ),
 
 
@@ -155,7 +236,7 @@ use rule step as arithmetic_search with:
     input:
         rows=expand(
             rules.arithmetic_search_setup.output,
-            setup=[setup["name"] for setup in arithmetic["search"]["setups"]],
+            setup=[setup["name"] for setup in search["setups"]],
         ),
     output:
         f"{ARITHMETIC}/search.csv",
@@ -166,11 +247,11 @@ use rule step as arithmetic_search with:
 
 
 use rule step as figure_arithmetic_search with:
-    """Heat maps of the search, from its tracked table."""
+    """The search over training recipes, from its tracked table."""
     input:
         table=(
             rules.arithmetic_search.output
-            if arithmetic["search"]["run"]
+            if search["run"]
             else f"{REFERENCE}/arithmetic/search.csv"
         ),
     output:

@@ -3,6 +3,7 @@
 # Each experiment says what it measured of the paper's numbers and claims.
 CLAIMS = [
     *rules.arithmetic_claims.output,
+    *rules.arithmetic_question_claims.output,
     *rules.imagenet_claims.output,
     *rules.mislabel_claims.output,
     *(rules.gamma_sweep_claims.output if sweep["include"] else []),

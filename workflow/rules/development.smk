@@ -12,7 +12,7 @@ tiny = config["development"]["tiny_imagenet"]
 classifier = partial(settings, "development.tiny_imagenet")
 trajectory = partial(settings, "development.tiny_imagenet.analysis", seed=SEED)
 # What the arithmetic part has in common with experiment 1.
-SHARED = {key: arithmetic[key] for key in ("network", "train_share", "probe", "score")}
+SHARED = {key: arithmetic[key] for key in ("network", "train_share", "rise", "directions")}
 # What is computed from images, or its tracked copy.
 CHECKPOINTS = f"{REFERENCE}/development" if tiny["archive"] is None else DEVELOPMENT
 # Steps of the checkpoints of each network.
@@ -84,15 +84,12 @@ use rule step as development_arithmetic_sample with:
         log("development_arithmetic_sample/{seed}"),
     benchmark:
         benchmark("development_arithmetic_sample/{seed}")
-    resources:
-        gpu=gpus(growth["sampling"]),
     params:
         **call(
             "development.arithmetic.sample",
             settings=settings(
                 "development.arithmetic",
-                "checkpoints probe_inputs sampling sampling_seed learning_coefficient",
-                parameters=arithmetic["groups"][arithmetic["figure_group"]]["parameters"],
+                "checkpoints probe_inputs draws sampling_seed learning_coefficient",
                 **SHARED,
             ),
             folder=rules.development_arithmetic_train.params.folder,
@@ -120,7 +117,7 @@ use rule step as development_arithmetic_measure with:
     params:
         **call(
             "development.arithmetic.measure",
-            settings=settings("development.arithmetic", "neighbors", seed=SEED, **SHARED),
+            settings=settings("development.arithmetic", "neighbors", seed=SEED),
         ),
 
 

@@ -55,8 +55,8 @@ CLAIMS = (
     Claim(
         "arithmetic.within_task",
         "4.1",
-        "spread (sd) of R within a task over that across tasks; claim: above 1",
-        ABOVE_ONE,
+        "mean R of pairs of one task less that of pairs of different tasks; claim: above 0",
+        ABOVE_ZERO,
     ),
     Claim(
         "arithmetic.cross_task",
@@ -64,6 +64,37 @@ CLAIMS = (
         "mean R of pairs of different tasks; claim: narrowly around zero",
         Range(-0.03, 0.03),
     ),
+    Claim("arithmetic.rise", "", "rise of the mean loss under the probe, in nats, set beforehand"),
+    Claim(
+        "arithmetic.auc_gradients_qkv",
+        "",
+        "the same AUC by the magnitude of gradient cosines in the QKV weights",
+    ),
+    Claim(
+        "triples.within_task",
+        "",
+        "third cumulants within a task less mixed, beyond what pairs explain; joint if above 0",
+        ABOVE_ZERO,
+    ),
+    Claim(
+        "localization.cross_task",
+        "",
+        "mean R across tasks where they share no parameter (Proposition 2); claim: zero",
+        Range(-0.03, 0.03),
+    ),
+    Claim(
+        "reparametrization.isotropic",
+        "",
+        "1 - CKA of R before and after a rescaling by 8, isotropic probe; invariant if 0",
+        Range(-0.05, 0.05),
+    ),
+    Claim(
+        "reparametrization.fisher",
+        "",
+        "the same with variances from the Fisher matrix less that, isotropic; better if below 0",
+        BELOW_ZERO,
+    ),
+    Claim("activations.cka", "", "CKA of R with the activations before the unembedding"),
     Claim("imagenet.inputs", "4.2", "inputs in the ImageNet kernel", None, 10000),
     Claim(
         "imagenet.lift",

@@ -6,132 +6,164 @@ Each function is one rule of ``workflow/rules/arithmetic.smk``.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from losskernel.experiments.arithmetic.statistics import SCORES, estimate, measurements
+from losskernel.experiments.arithmetic.statistics import SCORES, alignments, confusion, measurements
+from losskernel.experiments.arithmetic.triples import triple_excess
 from losskernel.experiments.claims import measured, write_claims
-from losskernel.files import atomic_path
-from losskernel.kernel.control_variate import normalize
+from losskernel.files import atomic_path, write_csv
+from losskernel.kernel.covariance import correlation
 from losskernel.kernel.maps import umap_embedding
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.progress import bar
+from losskernel.sampling.probe import Probe
+from losskernel.semantics.separation import pair_auc
 from losskernel.trace import LossTrace
 
-KEY = ("group", "training_seed", "sampling_seed")
+# Other similarities of the same inputs, and what they are called in the table.
+BESIDE = {
+    "gradients_all": "gradients",
+    "untrained": "untrained network",
+    "activations": "activations",
+    "activations_centered": "activations less their task's mean",
+}
 
 
-def measure(traces: list[Path], limits: list[Path], history: Path, output: Path) -> None:
-    """Separation, R by pair of tasks and convergence of one network's traces, a row each."""
-    by_group = {}
-    for path in limits:
-        with np.load(path) as stored:
-            by_group[str(stored["group"])] = stored["gram"]
-    trained = json.loads(history.read_text())
-    rows = []
-    for path in bar(traces, "traces", unit="trace"):
-        trace = LossTrace.load(path)
-        key = {name: trace.attributes[name] for name in KEY}
-        rows.append(key | measurements(trace, by_group[key["group"]]) | trained["accuracy"])
-    with atomic_path(output) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+def measure(
+    traces: list[Path], baselines: list[Path], histories: list[Path], settings: dict, output: Path
+) -> None:
+    """Separation, R by relation, what is confused, and the baselines' AUC, a row a network.
 
-
-def summarize(rows: list[Path], output: Path, output_summary: Path) -> None:
-    """All measurements in one table, and their mean and spread over seeds in another.
-
-    The spread ``sd`` is the standard deviation over training seeds of the mean over sampling seeds:
-    the sampling seeds of one network are not independent replications of training. ``sd_sampling``
-    is the standard deviation over sampling seeds within a network.
+    ``cka_*`` is the noise-corrected CKA of R with the activations of each layer, ``triples_*`` are
+    the fields of :class:`losskernel.experiments.arithmetic.triples.TripleExcess`.
     """
-    table = pd.concat([pd.read_csv(path) for path in rows], ignore_index=True)
-    values = [name for name in table if name not in KEY]
-    by_network = table.groupby(["group", "training_seed"], sort=False)[values]
-    means, spreads = by_network.mean(), by_network.std(ddof=1)
-    summary = pd.concat(
-        {
-            "mean": means.groupby("group", sort=False).mean(),
-            "sd": means.groupby("group", sort=False).std(ddof=1),
-            "sd_sampling": spreads.groupby("group", sort=False).mean(),
-        },
-        names=["statistic"],
+    rows = []
+    places = list(zip(traces, baselines, histories, strict=True))
+    for trace_path, baseline_path, history in bar(places, "networks", unit="network"):
+        trace = LossTrace.load(trace_path)
+        told = trace.attributes
+        row = {
+            "training_seed": told["training_seed"],
+            "gamma": Probe.read(told["probe"]).gamma,
+            "target_rise": told["target_rise"],
+            **measurements(trace),
+            **confusion(trace, json.loads(told["network"])["prime"]),
+        }
+        with np.load(baseline_path) as stored:
+            found = dict(stored)
+        layers = {
+            name.removeprefix("layer_"): found.pop(name)
+            for name in list(found)
+            if name.startswith("layer_")
+        }
+        row |= alignments(trace, layers) | _triples(trace, settings["triples"], settings["seed"])
+        for name, matrix in found.items():
+            for score, of in (("R", np.asarray), ("|R|", np.abs)):
+                row[f"{name}_auc_{score}"] = pair_auc(of(matrix), trace.coordinate("task"))
+        rows.append(row | json.loads(history.read_text())["accuracy"])
+    write_csv(pd.DataFrame(rows), output)
+
+
+def _triples(trace: LossTrace, settings: dict, seed: int) -> dict[str, float]:
+    task = trace.coordinate("task")
+    half = settings["inputs"] // 2
+    chosen = np.concatenate([np.flatnonzero(task == which)[:half] for which in np.unique(task)])
+    losses = trace.losses[..., chosen].reshape(-1, len(chosen))
+    found = triple_excess(
+        losses, task[chosen], settings["surrogates"], settings["permutations"], seed
     )
-    summary["networks"] = table["training_seed"].nunique()
-    for frame, path, index in ((table, output, False), (summary, output_summary, True)):
-        with atomic_path(path) as temporary:
-            frame.to_csv(temporary, index=index)
+    return {f"triples_{name}": value for name, value in asdict(found).items()}
 
 
-def claims(summary: Path, rows: Path, settings: dict, output: Path) -> None:
+def claims(networks: Path, settings: dict, output: Path) -> None:
     """What the networks say of the paper's numbers, for the comparison."""
-    table = pd.read_csv(summary).set_index(["statistic", "group"])
-    group, score = settings["figure_group"], settings["score"]
-    mean, sd = table.loc[("mean", group)], table.loc[("sd", group)]
-    networks = int(mean["networks"])
+    table = pd.read_csv(networks)
+    table["gap"] = table["R_mean_within"] - table["R_mean_across"]
+    count = len(table)
+    mean, error = table.mean(), table.std(ddof=1) / np.sqrt(count)
     network = settings["network"]
     tokens = "shared" if network["shared_operands"] else "separate"
     classes = "shared" if network["shared_outputs"] else "separate"
-    probe = settings["groups"][group].get("probe", settings["probe"])
-    setting = (
-        f"score {score}; n_beta={probe['n_beta']:g}, gamma={probe['gamma']:g}, "
-        f"eps={probe['step_size']:g}; p={network['prime']}, {tokens} operand tokens, {classes} "
-        f"answer classes, {int(mean['inputs'])} inputs, weights perturbed: {group}; {networks} "
-        f"training x {len(settings['sampling_seeds'])} sampling seeds of {int(mean['chains'])} "
-        f"chains x {int(mean['draws'])} draws, linear part as control variate; spread: sd over "
-        f"networks; {settings['selection'] or 'no setting was chosen by it'}"
+    where = (
+        f"all weights perturbed by N(0, I/gamma), gamma of each network where its mean "
+        f"loss rises by {settings['rise']:g} nats ({table['gamma'].min():.2g} to "
+        f"{table['gamma'].max():.2g}); p={network['prime']}, {tokens} operand tokens, {classes} "
+        f"answer classes, {int(mean['inputs'])} inputs, {int(mean['draws'])} direct draws; recipe "
+        f"and rise chosen on other seeds; {count} networks; spread: standard error over networks"
     )
-    others = {f"by {name}": mean[f"auc_{name}"] for name in SCORES if name != score}
-    others["without control variate"] = mean[f"plain_auc_{score}"]
-    others["exact limit"] = mean[f"limit_auc_{score}"]
-    if group != "all" and ("mean", "all") in table.index:
-        whole = table.loc[("mean", "all")]
-        others |= {f"all weights by {name}": whole[f"auc_{name}"] for name in SCORES}
-    within = (mean["R_sd_addition"] + mean["R_sd_division"]) / 2 / mean["R_sd_across"]
-    seeds = pd.read_csv(rows)
-    seeds = seeds[seeds["group"] == group].groupby("training_seed").mean(numeric_only=True)
-    ratios = (seeds["R_sd_addition"] + seeds["R_sd_division"]) / 2 / seeds["R_sd_across"]
-    spreads = ("R_sd_addition", "R_sd_division", "R_sd_across", "noise_floor")
-    means = ("R_mean_addition", "R_mean_division")
+    setting = f"signed R, {where}"
+
+    def row(column: str, where: str = setting, **beside: float) -> dict:
+        return measured(mean[column], error[column], count, where, beside=beside)
+
     found = {
-        "arithmetic.auc": measured(
-            mean[f"auc_{score}"], sd[f"auc_{score}"], networks, setting, beside=others
+        "arithmetic.auc": row(
+            "auc_R",
+            lowest=table["auc_R"].min(),
+            highest=table["auc_R"].max(),
+            **{"sd over networks": table["auc_R"].std(ddof=1)},
+            **{"without noise": mean["auc_corrected"]},
+            **{f"by {name}": mean[f"auc_{name}"] for name in SCORES if name != "R"},
+            **{name: mean[f"{column}_auc_R"] for column, name in BESIDE.items()},
         ),
-        "arithmetic.within_task": measured(
-            within,
-            ratios.std(ddof=1),
-            networks,
-            setting,
-            beside={name: mean[name] for name in spreads},
+        "arithmetic.within_task": row(
+            "gap", **{name: mean[f"R_mean_{name}"] for name in ("within", "addition", "division")}
         ),
-        "arithmetic.cross_task": measured(
-            mean["R_mean_across"],
-            sd["R_mean_across"],
-            networks,
-            setting,
-            beside={name: mean[name] for name in means},
+        "arithmetic.cross_task": row(
+            "R_mean_across",
+            **{
+                f"sd {name} without noise": mean[f"R_spread_{name}"]
+                for name in ("across", "within")
+            },
+        ),
+        "arithmetic.rise": row("rise", **{"loss at the trained weights": mean["initial_loss"]}),
+        "arithmetic.auc_gradients_qkv": row(
+            "gradients_QKV_auc_|R|",
+            "no loss kernel: magnitude of the cosine of loss gradients in the query, key and value "
+            f"weights, a group that was chosen by its AUC; {count} networks; spread: standard "
+            "error over networks",
+            signed=mean["gradients_QKV_auc_R"],
         ),
     }
+    worst = table["triples_p"].sort_values().to_numpy() * np.arange(count, 0, -1)
+    found["triples.within_task"] = measured(
+        mean["triples_value"],
+        error["triples_value"],
+        count,
+        f"third cumulants of standardized losses, triples of one task less mixed ones, less those "
+        f"of a normal copula with the same marginals and pairs; {where}",
+        null=max(mean["triples_sampling_null"], mean["triples_permutation_null"]),
+        beside={
+            "before the pairs' share is taken off": mean["triples_before"],
+            "networks below p = 0.05 by Holm's rule": float(
+                np.cumprod(np.maximum.accumulate(worst) < 0.05).sum()
+            ),
+        },
+    )
+    layers = [name for name in table if name.startswith("cka_")]
+    found["activations.cka"] = measured(
+        mean["cka_normalized"],
+        error["cka_normalized"],
+        count,
+        f"R against activations before the unembedding, without noise and diagonals; {where}",
+        beside={name.removeprefix("cka_"): mean[name] for name in layers},
+    )
     write_claims(found, output)
 
 
-def kernel(trace: Path, limit: Path, settings: dict, output: Path) -> None:
-    """What figure 3 shows of one trace: K and R ordered by task, and the embedding.
-
-    The embedding's distances are those of |R|: pairs of one task covary with both signs.
-    """
+def kernel(trace: Path, settings: dict, output: Path) -> None:
+    """What figure 3 shows of one trace: R ordered by task, and the embedding from signed R."""
     loaded = LossTrace.load(trace)
-    with np.load(limit) as stored:
-        k, floor = estimate(loaded, stored["gram"])
-    r = normalize(k)
     order = np.lexsort([loaded.coordinate(name) for name in ("b", "a", "task")])
-    graph = neighbors_by_distance(kernel_distances(np.abs(r)), settings["neighbors"])
+    r = correlation(loaded.losses)[np.ix_(order, order)]
+    graph = neighbors_by_distance(kernel_distances(r), settings["neighbors"])
     arrays = {
-        "K": k[np.ix_(order, order)].astype(np.float32),
-        "R": r[np.ix_(order, order)].astype(np.float32),
-        "embedding": umap_embedding(*graph, seed=settings["seed"])[order],
-        "noise_floor": floor,
+        "R": r.astype(np.float32),
+        "embedding": umap_embedding(*graph, seed=settings["seed"]),
     }
     arrays |= {name: loaded.coordinate(name)[order] for name in ("task", "a", "b")}
     with atomic_path(output) as temporary:

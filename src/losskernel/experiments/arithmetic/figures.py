@@ -1,4 +1,4 @@
-"""Figures of experiment 1: the kernel of one network by task, and the search over regimes."""
+"""Figures of experiment 1: the kernel by task, and the search over training recipes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from losskernel.data.arithmetic import ADDITION, DIVISION
 from losskernel.experiments.claims import reported
@@ -17,6 +16,9 @@ from losskernel.experiments.style import (
     GRAY,
     GREEN,
     ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
     apply_style,
     save_figure,
 )
@@ -28,33 +30,41 @@ KINDS = {
     "within division": (DIVISION, DIVISION),
     "across tasks": (ADDITION, DIVISION),
 }
+GROUPS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILION, "v"), (PURPLE, "D"), (SKY, "P"))
+BASELINES = {
+    "auc_R": "R, all weights",
+    "gradients_all_auc_R": "gradients, signed",
+    "gradients_all_auc_|R|": "gradients, magnitude",
+    "gradients_QKV_auc_|R|": "gradients of QKV,\nmagnitude",
+    "untrained_auc_R": "R, untrained",
+    "activations_auc_R": "activations",
+    "activations_centered_auc_R": "activations less\ntheir task's mean",
+}
 
 
-def separation(kernel: Path, summary: Path, output: Path, output_png: Path) -> None:
-    """Figure 3: kernel matrix, embedding, distributions of K and R by task, and AUC over seeds."""
+def separation(kernel: Path, networks: Path, curve: Path, output: Path, output_png: Path) -> None:
+    """Figure 3: kernel matrix, embedding, R by relation; AUC along gamma and beside baselines."""
     apply_style()
     with np.load(kernel) as stored:
         data = dict(stored)
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.6), width_ratios=(1.1, 1, 1))
+    table, along = pd.read_csv(networks), pd.read_csv(curve)
+    figure, axes = plt.subplots(2, 3, figsize=(11.5, 6.8), width_ratios=(1.1, 1, 1))
     _matrix(axes[0, 0], data)
     _embedding(axes[0, 1], data)
-    _distribution(axes[0, 2], data["R"], data["task"], "normalized kernel R", "R")
-    _distribution(
-        axes[1, 0],
-        np.abs(data["K"]),
-        data["task"],
-        "magnitude of the loss kernel (nats²)",
-        "|K|",
-        log=True,
-    )
-    _auc(axes[1, 1], pd.read_csv(summary), reported("arithmetic.auc"))
-    _spread(axes[1, 2], data)
+    _distribution(axes[0, 2], data)
+    gamma = float(table["gamma"].iloc[0])
+    _along_gamma(axes[1, 0], along, gamma)
+    _by_group(axes[1, 1], along)
+    _beside(axes[1, 2], table, reported("arithmetic.auc"))
+    for letter, axis in zip("abcdef", axes.flat, strict=True):
+        axis.set_title(f"{letter}  {axis.get_title()}", loc="left", fontsize="medium")
+        axis.set_title("")
     save_figure(figure, output, output_png)
 
 
 def _matrix(axis, data: dict) -> None:
     r, task = data["R"], data["task"]
-    limit = np.quantile(np.abs(r[~np.eye(len(r), dtype=bool)]), 0.99)
+    limit = np.quantile(np.abs(r[~np.eye(len(r), dtype=bool)]), 0.98)
     image = axis.imshow(r, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="antialiased")
     border = int((task == ADDITION).sum())
     for line in (axis.axhline, axis.axvline):
@@ -62,129 +72,153 @@ def _matrix(axis, data: dict) -> None:
     ticks = [border / 2, (border + len(r)) / 2]
     axis.set_xticks(ticks, ["addition", "division"])
     axis.set_yticks(ticks, ["addition", "division"], rotation=90, va="center")
-    axis.set_title("Normalized kernel R, inputs by task")
+    axis.set_title("Loss kernel R, inputs by task")
     axis.figure.colorbar(image, ax=axis, label="R", shrink=0.8, extend="both")
 
 
 def _embedding(axis, data: dict) -> None:
     for name, task in (("addition", ADDITION), ("division", DIVISION)):
         points = data["embedding"][data["task"] == task]
-        axis.scatter(*points.T, s=4, alpha=0.6, color=COLORS[f"within {name}"], label=name)
-    axis.set(xlabel="UMAP 1", ylabel="UMAP 2", title="Embedding of the inputs from |R|")
-    axis.legend(markerscale=3, frameon=False)
-
-
-def _distribution(
-    axis, matrix: np.ndarray, task: np.ndarray, label: str, symbol: str, log: bool = False
-) -> None:
-    """Histograms by kind of pair; the bins are equally wide on the axis, logarithmic or not."""
-    blocks = pair_blocks(matrix, task)
-    low, high = np.quantile(np.concatenate(list(blocks.values())), [0.001, 0.999])
-    edges = np.geomspace(low, high, 120) if log else np.linspace(low, high, 120)
-    if log:
-        axis.set_xscale("log")
-    for name, kind in KINDS.items():
-        counts, _ = np.histogram(blocks[kind], edges)
-        share = counts / len(blocks[kind])
-        axis.stairs(share, edges, color=COLORS[name], label=name, linewidth=1.4)
-    axis.set(xlabel=label, ylabel="share of pairs in a bin", yscale="log")
-    axis.set_title(f"Distribution of {symbol} over pairs")
-    axis.legend(frameon=False, fontsize="small")
-
-
-def _auc(axis, summary: pd.DataFrame, paper: float) -> None:
-    by = {statistic: rows.set_index("group") for statistic, rows in summary.groupby("statistic")}
-    groups, scores = list(by["mean"].index), ["K", "R", "|K|", "|R|"]
-    width = 0.8 / len(scores)
-    for i, (score, color) in enumerate(zip(scores, (GRAY, ORANGE, GREEN, BLUE), strict=True)):
-        at = np.arange(len(groups)) + (i - 1.5) * width
-        column = f"auc_{score}"
-        axis.bar(
-            at,
-            by["mean"][column],
-            width,
-            yerr=by["sd"].loc[groups, column],
-            color=color,
-            label=score,
-            error_kw={"linewidth": 0.8},
+        marker = "o" if task == ADDITION else "^"
+        axis.scatter(
+            *points.T,
+            s=9,
+            alpha=0.7,
+            lw=0,
+            marker=marker,
+            color=COLORS[f"within {name}"],
+            label=name,
         )
-        limit = by["mean"][f"limit_{column}"]
-        axis.scatter(at, limit, marker="_", s=60, color="black", zorder=3, linewidth=1.2)
-    axis.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
-    axis.axhline(paper, color="black", linewidth=0.8, linestyle="--")
-    axis.text(len(groups) - 0.5, paper, f"paper {paper:g}", ha="right", va="bottom", fontsize=7)
-    networks = int(summary["networks"].max())
-    names = [group.replace("_", " ") for group in groups]
-    axis.set_xticks(range(len(groups)), names, rotation=20, ha="right")
-    axis.set(ylim=(0.3, 1.3), xlabel="weights perturbed", ylabel="pair ROC-AUC")
-    axis.set_yticks([0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
-    axis.set_title(f"Same task or not? ({networks} networks, ± sd)")
-    axis.scatter([], [], marker="_", color="black", label="exact limit")
-    axis.legend(title="score", ncols=3, frameon=False, loc="upper left", fontsize="small")
+    axis.set(
+        xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title="Embedding from signed R"
+    )
+    axis.legend(markerscale=2, frameon=False)
 
 
-def _spread(axis, data: dict) -> None:
+def _distribution(axis, data: dict) -> None:
     blocks = pair_blocks(data["R"], data["task"])
-    names = list(KINDS)
-    deviations = [blocks[KINDS[name]].std() for name in names]
-    means = [blocks[KINDS[name]].mean() for name in names]
-    at = np.arange(len(names))
-    colors = [COLORS[name] for name in names]
-    axis.bar(at, deviations, 0.6, color=colors, label="sd")
-    axis.scatter(at, means, marker="D", s=22, color="black", zorder=3, label="mean")
-    floor = float(data["noise_floor"])
-    axis.axhline(floor, color="black", linestyle="--", linewidth=0.8, label="noise floor")
-    axis.axhline(0, color="black", linewidth=0.6)
-    axis.set_xticks(at, [name.replace(" ", "\n") for name in names])
-    axis.set(ylabel="R", title="Mean and sd of R over pairs")
-    axis.legend(frameon=False, fontsize="small")
+    everything = np.concatenate(list(blocks.values()))
+    edges = np.linspace(*np.quantile(everything, [0.0005, 0.999]), 90)
+    for name, kind in KINDS.items():
+        values = blocks[kind]
+        density, _ = np.histogram(values, edges, density=True)
+        axis.stairs(
+            density, edges, color=COLORS[name], label=f"{name}: {values.mean():.3f}", lw=1.4
+        )
+        axis.axvline(values.mean(), color=COLORS[name], lw=0.8, ls=":")
+    axis.axvline(0, color="black", lw=0.6)
+    axis.set(xlabel="R", ylabel="density of pairs", title="R by relation of the pair")
+    axis.legend(title="mean", frameon=False, fontsize="small")
+
+
+def _along_gamma(axis, along: pd.DataFrame, gamma: float) -> None:
+    rows = along[(along["group"] == along["group"].iloc[0]) & np.isfinite(along["gamma"])]
+    rows = rows.sort_values("gamma")
+    limit = along[(along["group"] == along["group"].iloc[0]) & np.isinf(along["gamma"])].iloc[0]
+    end = rows["gamma"].max() * 8
+    axis.set_xscale("log")
+    lines = (
+        ("auc_corrected", "signed R, without noise", BLUE, "o", "-"),
+        ("auc_R", "signed R, as drawn", BLUE, "o", ":"),
+        ("auc_|R|", "|R|, as drawn", ORANGE, "s", "-"),
+    )
+    for column, label, color, marker, style in lines:
+        face = "none" if style == ":" else color
+        axis.plot(
+            rows["gamma"],
+            rows[column],
+            style,
+            color=color,
+            marker=marker,
+            ms=4,
+            mfc=face,
+            label=label,
+        )
+        if style == "-":
+            axis.plot(end, limit[column], marker, color=color, ms=6, mfc="white")
+    axis.axvline(gamma, color="black", lw=0.8, ls="--")
+    axis.axhline(0.5, color="black", lw=0.6, ls=":")
+    ticks = [tick for tick in rows["gamma"] if np.isclose(np.log10(tick) % 1, 0)]
+    axis.set_xticks([*ticks, end], [*(f"$10^{np.log10(t):.0f}$" for t in ticks), "limit"])
+    axis.set_xticks([], minor=True)
+    axis.set(xlabel="γ", ylabel="pair ROC-AUC", ylim=(0.4, 1.02), title="Along γ, all weights")
+    rise = axis.twinx()
+    rise.spines["right"].set_visible(True)
+    risen = rows[rows["rise"] > 0]
+    rise.plot(risen["gamma"], risen["rise"], color=GRAY, lw=1, marker=".", label="rise of the loss")
+    rise.set(yscale="log", ylabel="rise of the mean loss (nats)")
+    rise.yaxis.label.set_color(GRAY)
+    handles, labels = axis.get_legend_handles_labels()
+    more, names = rise.get_legend_handles_labels()
+    axis.legend(handles + more, labels + names, frameon=False, fontsize="x-small", loc="lower left")
+
+
+def _by_group(axis, along: pd.DataFrame) -> None:
+    for (color, marker), (group, rows) in zip(
+        GROUPS, along.groupby("group", sort=False), strict=False
+    ):
+        # Without a rise that stands out of rounding, R is the limit.
+        rows = rows[np.isfinite(rows["gamma"]) & (rows["rise"] > 1e-5)].sort_values("rise")
+        axis.errorbar(
+            rows["rise"],
+            rows["auc_corrected"],
+            rows["auc_corrected_error"],
+            color=color,
+            marker=marker,
+            ms=4,
+            lw=1.2,
+            elinewidth=0.8,
+            label=group.replace("_", " "),
+        )
+    axis.axhline(0.5, color="black", lw=0.6, ls=":")
+    axis.set(xscale="log", xlabel="rise of the mean loss (nats)", ylim=(0.4, 1.02))
+    axis.set(ylabel="pair ROC-AUC, without noise", title="By perturbed weights, signed R")
+    axis.legend(frameon=False, fontsize="x-small", loc="lower left", ncols=2)
+
+
+def _beside(axis, table: pd.DataFrame, paper: float) -> None:
+    places = np.arange(len(BASELINES))[::-1]
+    for place, column in zip(places, BASELINES, strict=True):
+        values = table[column]
+        own = column == "auc_R"
+        axis.barh(
+            place, values.mean() - 0.5, 0.62, left=0.5, color=BLUE if own else GRAY, alpha=0.5
+        )
+        jitter = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else [0]
+        axis.plot(values, place + np.asarray(jitter), ".", color="black", ms=4)
+        axis.text(1.03, place, f"{values.mean():.3f}", va="center", fontsize="small")
+    axis.axvline(paper, color=VERMILION, lw=1, ls="--")
+    axis.text(
+        paper, len(BASELINES) - 0.45, f"paper {paper:g}", color=VERMILION, ha="right", fontsize=7
+    )
+    axis.axvline(0.5, color="black", lw=0.6)
+    axis.set_yticks(places, list(BASELINES.values()), fontsize="small")
+    axis.set(xlim=(0.35, 1.01), xlabel="pair ROC-AUC")
+    axis.set_title(f"{len(table)} networks, and other similarities")
 
 
 def search(table: Path, output: Path, output_png: Path) -> None:
-    """Heat maps of the regime search: AUC of |R| and of R, and the loss, by setup and probe."""
+    """AUC of signed R without noise by training recipe, one mark a seed and rise; and accuracy."""
     apply_style()
     rows = pd.read_csv(table)
-    rows["probe"] = [
-        f"nβ {n:g}, γ {g:g}, ε {e:g}"
-        for n, g, e in zip(rows.n_beta, rows.gamma, rows.step_size, strict=True)
-    ]
-    rows["loss_rise"] = rows["mean_loss"] - rows["initial_loss"]
-    columns = list(dict.fromkeys(rows.sort_values(["n_beta", "gamma"])["probe"]))
-    setups, groups = list(dict.fromkeys(rows["setup"])), list(dict.fromkeys(rows["group"]))
-    panels = {
-        "auc_|R|": "AUC of |R|",
-        "auc_R": "AUC of R (signed)",
-        "loss_rise": "rise of the mean loss (nats)",
-    }
-    size = (15, 1.8 + (0.5 + 0.34 * len(setups)) * len(groups))
-    figure, axes = plt.subplots(
-        len(groups), 3, figsize=size, sharex=True, sharey=True, squeeze=False
-    )
-    for line, group in zip(axes, groups, strict=True):
-        of_group = rows[rows["group"] == group]
-        for axis, (column, title) in zip(line, panels.items(), strict=True):
-            grid = of_group.pivot_table(
-                index="setup", columns="probe", values=column, dropna=False
-            ).reindex(index=setups, columns=columns)
-            auc = column.startswith("auc")
-            grid.index = [name.replace("_", " ") for name in grid.index]
-            sns.heatmap(
-                grid,
-                ax=axis,
-                annot=True,
-                fmt=".2f",
-                annot_kws={"size": 7},
-                cmap="RdBu_r" if auc else "cividis",
-                vmin=0 if auc else rows[column].min(),
-                vmax=1 if auc else rows[column].max(),
-                center=0.5 if auc else None,
-                xticklabels=1,
-                yticklabels=1,
-            )
-            axis.set(title=f"{title}, weights: {group}", xlabel="", ylabel="")
-            axis.tick_params(axis="y", rotation=0)
-        line[0].set_ylabel("training setup")
-    for axis in axes[-1]:
-        axis.set_xticks(axis.get_xticks(), columns, rotation=40, ha="right", fontsize="small")
-    figure.supxlabel("probe setting", fontsize="medium")
+    setups = list(dict.fromkeys(rows["setup"]))
+    places = {name: -number for number, name in enumerate(setups)}
+    size = (8.5, 1.2 + 0.3 * len(setups))
+    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(2.2, 1))
+    for (color, marker), (rise, group) in zip(GROUPS, rows.groupby("target_rise"), strict=False):
+        at = group["setup"].map(places)
+        axes[0].plot(group["auc_R"], at, marker, color=color, ms=4, mfc="none", alpha=0.6)
+        axes[0].plot(group["auc_corrected"], at, marker, color=color, ms=5, label=f"{rise:g} nats")
+    once = rows.drop_duplicates(["setup", "training_seed"])
+    at = once["setup"].map(places)
+    axes[1].plot(once["train_accuracy"], at, "o", color=BLUE, ms=5, label="training pairs")
+    axes[1].plot(once["test_accuracy"], at, "s", color=ORANGE, ms=4, mfc="none", label="held out")
+    axes[0].set_yticks(list(places.values()), [name.replace("_", " ") for name in places])
+    axes[0].axvline(0.5, color="black", lw=0.6, ls=":")
+    axes[0].set(xlabel="pair ROC-AUC of signed R: without noise (filled), as drawn", xlim=(0.45, 1))
+    axes[0].legend(title="rise of the mean loss", frameon=False, fontsize="small")
+    axes[1].set(xlabel="accuracy", xlim=(0, 1.05))
+    axes[1].legend(frameon=False, fontsize="small", loc="lower left")
+    for axis in axes:
+        axis.grid(axis="y", lw=0.4, alpha=0.5)
     save_figure(figure, output, output_png)

@@ -2,30 +2,35 @@
 
 Section 4.1 of the paper. Each function is one rule of ``workflow/rules/arithmetic.smk``.
 
-Traces carry the linear part of every loss (:mod:`losskernel.gradients.linear_response`), so that
-the kernel is estimated with its control variate; the plain estimate and the limit stand beside it.
+The probe is the Gaussian ``N(w*, I / gamma)`` on all weights, drawn directly. Its gamma follows
+from a rise of the mean loss that is the same for all networks, and from nothing else.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+import pandas as pd
+from safetensors.torch import save_file
 
-from losskernel.data.arithmetic import ADDITION, DIVISION, probe_subset
+from losskernel.data.arithmetic import ADDITION, DIVISION
 from losskernel.errors import LossKernelError
 from losskernel.experiments.arithmetic.setup import (
+    activations,
+    draw,
+    gamma_of_rise,
+    loss_gram,
     network_model,
-    sample_with_linear_part,
     tables,
+    trained_network,
 )
-from losskernel.files import atomic_path
-from losskernel.gradients.linear_response import gram
-from losskernel.gradients.per_sample import per_sample_gradients
-from losskernel.sampling.probe import Probe
+from losskernel.experiments.arithmetic.statistics import alignments, limit_aucs, measurements
+from losskernel.files import atomic_path, write_csv
+from losskernel.kernel.control_variate import normalize
+from losskernel.kernel.covariance import correlation
+from losskernel.progress import bar
 from losskernel.training.train import TrainingSettings, evaluate
 from losskernel.training.train import train as train_classifier
 
@@ -58,46 +63,71 @@ def train(settings: dict, seed: int, output: Path, output_log: Path) -> None:
         save_file(model.state_dict(), temporary)
 
 
-def sample(
-    settings: dict,
-    weights: Path,
-    training_seed: int,
-    output: list[Path],
-    output_limits: list[Path],
-) -> None:
-    """Sample around one trained network: a loss trace a group of weights and sampling seed.
+def sample(settings: dict, weights: Path, training_seed: int, output: Path) -> None:
+    """Draw the losses around one trained network, at the gamma of the setting's rise."""
+    model, inputs = trained_network(settings, weights, training_seed)
+    seed = settings["sampling_seed"]
+    gamma = gamma_of_rise(model, inputs, settings["rise"], settings["directions"], seed)
+    trace = draw(model, inputs, gamma, settings["draws"], seed, chains=settings["chains"])
+    trace.dataset.attrs |= {
+        "training_seed": training_seed,
+        "target_rise": settings["rise"],
+        "network": json.dumps(settings["network"]),
+    }
+    trace.save(output)
 
-    A group names the parameters that are perturbed, and may have a probe and draws of its own.
-    Gradients come from the network's training pairs; the probe inputs are drawn from both tasks.
-    ``output_limits``, one a group, hold the Gram matrix of the probe inputs' loss gradients, which
-    is the kernel's high-gamma limit up to a factor. Traces come group by group, in each the seeds.
+
+def baselines(settings: dict, weights: Path, training_seed: int, output: Path) -> None:
+    """Other similarities of the same inputs: what the network's kernel has to be compared with.
+
+    - ``activations``: cosines of the residual stream before the unembedding.
+    - ``activations_centered``: the same, less the mean of each task. The operation is a token that
+      the network must carry to the answer, so that the raw ones know the task by construction.
+    - ``gradients``: cosines of loss gradients in all weights, the kernel's limit of high gamma;
+      ``gradients_<group>`` in the weights of each group of ``settings["gradient_groups"]``.
+    - ``untrained``: R of the network before training, at the gamma of the same rise.
+
+    ``layer_<name>`` are the activations of each layer themselves, ``(input, width)``.
     """
-    network, seeds = settings["network"], settings["sampling_seeds"]
-    model = network_model(network)
-    model.load_state_dict(load_file(weights))
-    kept, _ = tables(network, settings["train_share"], training_seed)
-    inputs = probe_subset(kept, settings["probe_inputs"], training_seed)
-    traces = iter(output)
-    for (group, chosen), limit in zip(settings["groups"].items(), output_limits, strict=True):
-        probe = Probe(**chosen.get("probe", settings["probe"]))
-        sampling = settings["sampling"] | chosen.get("sampling", {})
-        with tempfile.TemporaryDirectory(dir=limit.parent) as scratch:
-            gradients = per_sample_gradients(
+    model, inputs = trained_network(settings, weights, training_seed)
+    layers = activations(model, inputs)
+    last = layers["normalized"]
+    centered = last.copy()
+    for task in (ADDITION, DIVISION):
+        centered[inputs.task.numpy() == task] -= last[inputs.task.numpy() == task].mean(axis=0)
+    found = {"activations": normalize(last @ last.T)}
+    found["activations_centered"] = normalize(centered @ centered.T)
+    for name, parameters in settings["gradient_groups"].items():
+        found[f"gradients_{name}"] = normalize(loss_gram(model, inputs, parameters, output.parent))
+    untrained, seed = network_model(settings["network"], training_seed), settings["sampling_seed"]
+    gamma = gamma_of_rise(untrained, inputs, settings["rise"], settings["directions"], seed)
+    losses = draw(untrained, inputs, gamma, settings["untrained_draws"], seed).losses
+    found["untrained"] = correlation(losses)
+    found |= {f"layer_{name}": values for name, values in layers.items()}
+    with atomic_path(output) as temporary:
+        np.savez(temporary, **{name: matrix.astype(np.float32) for name, matrix in found.items()})
+
+
+def curve(settings: dict, weights: Path, training_seed: int, output: Path) -> None:
+    """Separation along gamma for each group of perturbed weights; at infinite gamma the limit.
+
+    The same random numbers at every gamma.
+    """
+    model, inputs = trained_network(settings, weights, training_seed)
+    rows, layers = [], activations(model, inputs)
+    for group, parameters in bar(list(settings["groups"].items()), "groups", unit="group"):
+        for gamma in settings["gammas"]:
+            trace = draw(
                 model,
-                (inputs.inputs, inputs.targets),
-                Path(scratch) / "gradients",
-                parameters=chosen["parameters"],
+                inputs,
+                gamma,
+                settings["draws"],
+                settings["sampling_seed"],
+                parameters,
+                progress=False,
             )
-            for seed in seeds:
-                trace = sample_with_linear_part(
-                    model, kept, inputs, probe, sampling, gradients, seed, Path(scratch)
-                )
-                trace.dataset.attrs |= {
-                    "training_seed": training_seed,
-                    "sampling_seed": seed,
-                    "group": group,
-                    "network": json.dumps(network),
-                }
-                trace.save(next(traces))
-            with atomic_path(limit) as temporary:
-                np.savez(temporary, gram=gram(gradients), group=group)
+            row = {"group": group, "gamma": gamma} | measurements(trace)
+            rows.append(row | alignments(trace, layers))
+        exact = limit_aucs(loss_gram(model, inputs, parameters, output.parent), inputs.task.numpy())
+        rows.append({"group": group, "gamma": np.inf, "rise": 0.0} | exact)
+    write_csv(pd.DataFrame(rows), output)

@@ -4,40 +4,41 @@ A network of experiment 1, seen at checkpoints from initialization through memor
 generalization. Each function is one rule of ``workflow/rules/development.smk``.
 
 Two probes at every checkpoint, with the same inputs and the same random numbers: that of
-experiment 1, on its group of weights, for the kernel; and one on all weights for the local learning
-coefficient. The first is in the linear limit, where the loss rises by nothing that could be
-measured.
+experiment 1 for the kernel, drawn directly, with its gamma from the same rise of the mean loss at
+every checkpoint; and one tempered by the loss for the local learning coefficient.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from losskernel.data.arithmetic import ADDITION, DIVISION, ArithmeticTable, probe_subset
-from losskernel.experiments.arithmetic.setup import network_model, sample_with_linear_part, tables
-from losskernel.experiments.arithmetic.statistics import PAIRS, SCORES, estimate
+from losskernel.data.arithmetic import ADDITION, DIVISION, ArithmeticTable
+from losskernel.experiments.arithmetic.setup import (
+    activations,
+    draw,
+    gamma_of_rise,
+    loss_gram,
+    network_model,
+    probe_inputs,
+    tables,
+)
+from losskernel.experiments.arithmetic.statistics import alignments, limit_aucs, measurements
 from losskernel.files import atomic_path
-from losskernel.gradients.linear_response import gram
-from losskernel.gradients.per_sample import per_sample_gradients
-from losskernel.kernel.control_variate import normalize
+from losskernel.kernel.covariance import correlation
 from losskernel.kernel.learning_coefficient import local_learning_coefficient
 from losskernel.kernel.maps import umap_embedding
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.progress import bar
 from losskernel.sampling.probe import Probe
 from losskernel.sampling.sample import sample_losses
-from losskernel.semantics.separation import pair_auc, pair_blocks
 from losskernel.trace import LossTrace
 from losskernel.training.checkpoints import Checkpoint, checkpoint_path
 from losskernel.training.train import TrainingSettings, evaluate
 from losskernel.training.train import train as train_classifier
-
-JACKKNIFE = 5  # blocks of draws
 
 
 def train(settings: dict, seed: int, folder: Path, output: Path) -> None:
@@ -79,9 +80,12 @@ def sample(
     output_coefficient: list[Path],
     output_limits: list[Path],
 ) -> None:
-    """A trace for the kernel, one for the learning coefficient and a Gram matrix a checkpoint."""
+    """A trace for the kernel, one for the learning coefficient and what has no noise, a checkpoint.
+
+    ``output_limits`` hold the Gram matrix of the loss gradients and the activations of each layer.
+    """
     kept, _ = tables(settings["network"], settings["train_share"], seed)
-    inputs = probe_subset(kept, settings["probe_inputs"], seed)
+    inputs = probe_inputs(settings, seed)
     model = network_model(settings["network"], seed)
     places = zip(settings["checkpoints"], output, output_coefficient, output_limits, strict=True)
     for step, trace_path, coefficient_path, limit_path in bar(
@@ -89,29 +93,14 @@ def sample(
     ):
         model.load_state_dict(Checkpoint.load(checkpoint_path(folder, step)).model)
         attributes = {"training_seed": seed, "step": step}
-        with tempfile.TemporaryDirectory(dir=limit_path.parent) as scratch:
-            gradients = per_sample_gradients(
-                model,
-                (inputs.inputs, inputs.targets),
-                Path(scratch) / "gradients",
-                parameters=settings["parameters"],
-                progress=False,
-            )
-            trace = sample_with_linear_part(
-                model,
-                kept,
-                inputs,
-                Probe(**settings["probe"]),
-                settings["sampling"] | {"progress": False},
-                gradients,
-                settings["sampling_seed"],
-                Path(scratch),
-            )
-            limit = gram(gradients, progress=False)
+        chosen = settings["sampling_seed"]
+        gamma = gamma_of_rise(model, inputs, settings["rise"], settings["directions"], chosen)
+        trace = draw(model, inputs, gamma, settings["draws"], chosen, progress=False)
         trace.dataset.attrs |= attributes
         trace.save(trace_path)
+        exact = {"gram": loss_gram(model, inputs, "all", limit_path.parent)}
         with atomic_path(limit_path) as temporary:
-            np.savez(temporary, gram=limit)
+            np.savez(temporary, **exact, **activations(model, inputs))
         trace = _coefficient_trace(settings, model, kept, inputs)
         trace.dataset.attrs |= attributes
         trace.save(coefficient_path)
@@ -141,12 +130,12 @@ def measure(
     output: Path,
     output_maps: Path,
 ) -> None:
-    """One row a checkpoint: accuracies, AUC and R by pair of tasks, learning coefficient.
+    """One row a checkpoint: accuracies, separation and R by relation, learning coefficient.
 
-    ``_error`` columns are standard errors: of the AUC by a jackknife over draws, of the learning
-    coefficient over chains. ``null_auc`` is that of a random split of the inputs, ``limit_auc``
-    that of the exact limit. ``output_maps`` holds a map of the inputs at every checkpoint of the
-    first network, by the magnitude of R, each begun at the one before.
+    Columns as of :func:`losskernel.experiments.arithmetic.statistics.measurements`;
+    ``limit_auc_corrected`` is that of the exact limit, ``cka_*`` the noise-corrected CKA of R with
+    the activations of each layer. ``output_maps`` holds a map of the inputs at every checkpoint of
+    the first network, by signed R, each begun at the one before.
     """
     accuracies = pd.concat([pd.read_csv(path) for path in history]).set_index(
         ["training_seed", "step"]
@@ -156,14 +145,15 @@ def measure(
     for trace_path, coefficient_path, limit_path in bar(list(places), "traces", unit="trace"):
         trace, other = LossTrace.load(trace_path), LossTrace.load(coefficient_path)
         with np.load(limit_path) as stored:
-            limit = stored["gram"]
+            layers = dict(stored)
+        limit = limit_aucs(layers.pop("gram"), trace.coordinate("task"))
         key = {name: int(trace.attributes[name]) for name in ("training_seed", "step")}
-        kernel, row = _kernel_row(trace, limit, settings["score"])
-        rows.append(
-            key | accuracies.loc[tuple(key.values())].to_dict() | row | _coefficient_row(other)
-        )
+        row = key | accuracies.loc[tuple(key.values())].to_dict() | measurements(trace)
+        row |= {"gamma": Probe.read(trace.attributes["probe"]).gamma}
+        row |= {f"limit_{name}": value for name, value in limit.items()}
+        rows.append(row | alignments(trace, layers) | _coefficient_row(other))
         if key["training_seed"] == int(accuracies.index[0][0]):
-            distances = kernel_distances(np.abs(normalize(kernel)))
+            distances = kernel_distances(correlation(trace.losses))
             graph = neighbors_by_distance(distances, settings["neighbors"])
             before = umap_embedding(*graph, seed=settings["seed"], init=before)
             maps.append((key["step"], before))
@@ -178,32 +168,6 @@ def measure(
         )
 
 
-def _kernel_row(trace: LossTrace, limit: np.ndarray, score: str) -> tuple[np.ndarray, dict]:
-    task, of = trace.coordinate("task"), SCORES[score]
-
-    def auc(kernel: np.ndarray, groups=task) -> float:
-        return pair_auc(of(kernel, normalize(kernel)), groups)
-
-    kernel, floor = estimate(trace, limit)
-    draws = np.arange(trace.dataset.sizes["draw"])
-    without = []
-    for block in np.array_split(draws, min(JACKKNIFE, len(draws) - 1)):
-        part = LossTrace(trace.dataset.isel(draw=np.setdiff1d(draws, block)))
-        without.append(auc(estimate(part, limit)[0]))
-    row = {
-        "score": score,
-        "auc": auc(kernel),
-        "auc_error": np.sqrt(len(without) - 1) * np.std(without),
-        "null_auc": auc(kernel, np.random.default_rng(0).permutation(task)),
-        "limit_auc": auc(limit),
-        "noise_floor": floor,
-    }
-    blocks = pair_blocks(normalize(kernel), task)
-    for pair, kinds in PAIRS.items():
-        row |= {f"R_mean_{pair}": blocks[kinds].mean(), f"R_sd_{pair}": blocks[kinds].std()}
-    return kernel, row
-
-
 def _coefficient_row(trace: LossTrace) -> dict:
     probe, losses = json.loads(trace.attributes["probe"]), trace.losses
     value, error = local_learning_coefficient(losses, trace.initial_loss, probe["n_beta"])
@@ -211,8 +175,7 @@ def _coefficient_row(trace: LossTrace) -> dict:
     return {
         "learning_coefficient": value,
         "learning_coefficient_error": error,
-        "rise": losses.mean() - trace.initial_loss.mean(),
-        "drift": second.mean() - first.mean(),
-        "inputs": losses.shape[2],
+        "coefficient_rise": losses.mean() - trace.initial_loss.mean(),
+        "coefficient_drift": second.mean() - first.mean(),
         "coefficient_chains": losses.shape[0],
     }
