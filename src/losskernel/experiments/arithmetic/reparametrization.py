@@ -94,6 +94,15 @@ def fisher_diagonal(
     return total
 
 
+def _unit(scales: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same up to a factor, with a mean square of 1: gamma has the size of the isotropic one.
+
+    Where the loss has vanished the Fisher matrix is so small that no gamma in reach would do.
+    """
+    size = torch.cat([scale.flatten() for scale in scales.values()]).square().mean().sqrt()
+    return {name: scale / size for name, scale in scales.items()}
+
+
 def reparametrize(settings: dict, weights: Path, training_seed: int, output: Path) -> None:
     """CKA of R after rescaling with R before, for both probes, a row an alpha and probe.
 
@@ -111,7 +120,7 @@ def reparametrize(settings: dict, weights: Path, training_seed: int, output: Pat
         fisher = fisher_diagonal(network, inputs, names, training_seed)
         probes = {
             "isotropic": {name: torch.ones_like(value) for name, value in fisher.items()},
-            "fisher": {name: (value + damping).rsqrt() for name, value in fisher.items()},
+            "fisher": _unit({name: (value + damping).rsqrt() for name, value in fisher.items()}),
         }
         for probe, scales in probes.items():
             scaled = Scaled(network, scales).eval()
