@@ -99,11 +99,7 @@ class Journal:
             found = json.loads(path.read_text())
         except ValueError as error:
             raise TraceError(f"{path}: unreadable; delete the folder to start over") from error
-        if not behave_alike(settings.pop("behavior", None), found.pop("behavior", None)):
-            raise TraceError(
-                f"{self.folder}: holds a run of a model or a loss that computes other numbers from "
-                "the same weights; go on with what it was begun with, or choose another folder"
-            )
+        alike = behave_alike(settings.pop("behavior", None), found.pop("behavior", None))
         differing = sorted(
             key
             for key in settings.keys() | found.keys()
@@ -114,6 +110,11 @@ class Journal:
             raise TraceError(
                 f"{self.folder}: holds a run with {key} = {found.get(key)}, not "
                 f"{settings.get(key)}; go on with what it was begun with, or choose another folder"
+            )
+        if not alike:
+            raise TraceError(
+                f"{self.folder}: holds a run of a model or a loss that computes other numbers from "
+                "the same weights; go on with what it was begun with, or choose another folder"
             )
 
     def _read_state(self) -> None:
