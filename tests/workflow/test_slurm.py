@@ -68,8 +68,8 @@ def test_the_script_says_in_one_line_what_is_wrong(arguments, message):
 
 @pytest.mark.slow
 def test_every_job_asks_for_memory_and_time_and_a_sampling_job_on_cuda_for_a_gpu(copy):
-    devices = ("--config", "imagenet={sampling: {device: cuda}}")
-    devices += ("gamma_sweep={sampling: {device: cuda}, small: {sampling: {device: cuda}}}",)
+    devices = ("--config", "imagenet={kernel: {device: cuda}}")
+    devices += ("gamma_sweep={small: {sampling: {device: cuda}}}",)
     status, said = copy.snakemake("all", "--dry-run", *SMOKE, *devices)
     assert status == 0, said
     jobs = re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", said, re.MULTILINE)
