@@ -93,8 +93,8 @@ def test_ticks_survive_a_reload_and_are_exported_and_applied(page, made, caplog)
     field.clear()
     field.send_keys('bird, "small"')
     assert page.text("#status") == "3 of 4 ticked, 2 as wrong"
-    page.open(folder / "page.html")
-    assert page.text("#status") == "3 of 4 ticked, 2 as wrong"
+    page.driver.refresh()
+    page.wait("document.querySelector('#status').textContent === '3 of 4 ticked, 2 as wrong'")
     page.run("byId('filter').value = 'wrong'; byId('filter').onchange()")
     assert [e.is_displayed() for e in page.all(".card")] == [True, False, True, False]
     page.find("#export").click()

@@ -32,9 +32,8 @@ def local_response_norm(x: Tensor, alpha: float = 1e-4, k: float = 1.0) -> Tenso
     """Across-channel local response normalization with size 5 and beta 0.75.
 
     ``y_c = x_c / (k + alpha/5 * sum_{|c'-c|<=2} x_{c'}^2)^0.75`` (Krizhevsky et al. 2012).
-    Written as five shifted additions and reciprocal square roots:
-    :class:`torch.nn.LocalResponseNorm` goes through a 3-D average pool and costs a quarter of the
-    network's forward pass.
+    The window is a banded 1x1 convolution: :class:`torch.nn.LocalResponseNorm` goes through a 3-D
+    average pool and costs a quarter of the network's forward pass.
 
     Args:
         x: activations, shape ``(batch, channel, height, width)``.
@@ -42,13 +41,11 @@ def local_response_norm(x: Tensor, alpha: float = 1e-4, k: float = 1.0) -> Tenso
     Returns:
         Normalized activations of the same shape.
     """
-    squares = F.pad(x * x, (0, 0, 0, 0, 2, 2))
-    channels = x.shape[1]
-    window = squares[:, :channels]
-    for shift in range(1, 5):
-        window = window + squares[:, shift : shift + channels]
-    root = torch.rsqrt(k + (alpha / 5) * window)  # d^-0.5; times its own root gives d^-0.75
-    return x * root * torch.sqrt(root)
+    channel = torch.arange(x.shape[1], device=x.device)
+    band = ((channel[:, None] - channel).abs() <= 2).to(x.dtype) * (alpha / 5)
+    window = F.conv2d(x * x, band[:, :, None, None], torch.full_like(band[0], k))
+    root = torch.rsqrt(window)  # d^-0.5; times its own root gives d^-0.75
+    return x * (root * torch.sqrt(root))
 
 
 class InceptionBlock(nn.Module):
