@@ -1,5 +1,6 @@
 """What tables of known numbers make of the rows of the comparison."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -34,12 +35,12 @@ def memorized(**auc):
 
 @pytest.fixture
 def claims(tmp_path):
-    def run(**tables) -> pd.DataFrame:
+    def run(headline=None, **tables) -> pd.DataFrame:
         tables = {
             "probe-time": at_probe_time(),
             "digits": memorized(self_covariance=0.9, loss=0.8, margin=0.95),
         } | tables
-        arguments = []
+        arguments = [] if headline is None else ["--headline", headline]
         for name, table in tables.items():
             table.to_csv(tmp_path / f"{name}.csv", index=False)
             arguments += [f"--{name}", tmp_path / f"{name}.csv"]
@@ -64,17 +65,36 @@ def test_digits_stand_in_where_there_are_no_photographs(claims):
 
 
 def test_photographs_come_first_and_the_words_follow_the_numbers(claims):
-    run = {"sgld_draws": 30, "chains": 2, "inputs": 1000, "image_size": 160, "model": "m"}
-    errors = {f"{name}_error": 0.005 for name in ("auc", "ratio", *[k[9:] for k in IDS])}
-    errors |= {"neighbors_null_high": 1.7, "auc_mean_loss": 0.7}
-    table = at_probe_time(auc=0.94, auc_loss=0.8, ratio=0.5).assign(**run, **errors)
-    found = claims(imagenet=table)
+    facts = {"model": "m", "image_size": 160, "inputs": 400, "weight_draws": 100, "hard_clean": 80}
+    aucs = {f"auc_{name}": 0.8 for name in ("mean_loss", "margin", "gradient_norm")}
+    aucs |= {f"matched_{name}": 0.7 for name in ("loss", "mean_loss", "margin", "gradient_norm")}
+    tables = []
+    for gamma, rise, ratio in ((1e4, 0.35, 6.0), (3e3, 1.6, 4.0), (2e3, 3.0, 2.5)):
+        found = {"auc_self_covariance": 0.94, "matched_self_covariance": 0.6} | aucs
+        spread = {f"{name}_sd": 0.01 for name in found}
+        errors = {f"{name}_error": 0.02 for name in ("matched_self_covariance", "ratio")}
+        errors |= {"auc_self_covariance_error": 0.005, "neighbors_null_high": 1.7}
+        table = at_probe_time(auc_loss=0.8, ratio=ratio).drop(columns=["auc", "auc_sd"])
+        at = {"gamma": gamma, "rise": rise}
+        tables.append(table.assign(**found, **spread, **errors, **facts, **at))
+    found = claims(headline=3000, imagenet=pd.concat(tables))
     auc = found.loc["mislabel.auc"]
-    assert auc["reproduced"] == 0.94 and auc["setting"].startswith("ImageNet; 10%")
-    assert "m, 160 px, 1000 images, 2 x 30 draws" in auc["setting"]
+    assert auc["reproduced"] == 0.94 and auc["setting"].startswith(
+        "ImageNet; m, 160 px, 400 images"
+    )
+    assert (
+        "100 independent draws at gamma=3000, where the mean loss rises by 1.6 nats" in auc.setting
+    )
     assert verdict(BY_ID["mislabel.auc"], auc) == "holds"  # within two errors of 0.958
     assert "jackknife error over draws 0.005" in auc["beside"]
     assert "97.5 % bound of that for random choices 1.7" in auc["beside"]
+    ratio = found.loc["mislabel.ratio"]  # nearest to 1.92 of the three
+    assert ratio["reproduced"] == 2.5 and "gamma=2000" in ratio["setting"]
+    assert ratio["spread"] == pytest.approx(np.hypot(0.01, 0.02))
+    assert "at a rise of 1.6 nats 4" in ratio["beside"]
+    matched = found.loc["mislabel.auc_matched_loss"]
+    assert matched["reproduced"] == 0.6 and "the 80 right ones" in matched["setting"]
+    assert verdict(BY_ID["mislabel.auc_matched_loss"], matched) == "holds"
 
 
 def test_memorized_labels_say_which_methods_are_better(claims):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from losskernel import LossTrace, Probe, sample_losses, self_covariance
 from losskernel.data.images import WnidImages, load_images
@@ -10,6 +11,7 @@ from losskernel.errors import ConfigError
 from losskernel.experiments.imagenet.sample import generate
 from losskernel.experiments.mislabel import probe_time
 from losskernel.experiments.mislabel.labels import detection
+from losskernel.gradients.per_sample import gradient_norms
 from losskernel.models.loader import load_classifier
 from losskernel.seeds import numpy_generator
 
@@ -29,6 +31,7 @@ ANALYSIS = {
     "neighbors": 3,
     "permutations": 19,
     "jackknife_blocks": 4,
+    "headline": 1e4,
 }
 
 
@@ -59,10 +62,11 @@ def sampled(tmp_path_factory):
         "skip_unreadable": False,
         "seed": 0,
         "wrong_labels": 3,
-        "probe": {"n_beta": 50, "gamma": 1e4, "step_size": 1e-5},
-        "sampling": {"chains": 1, "draws": 8, "batch_size": 4, "eval_batch_size": 7},
+        "draws": 8,
+        "eval_batch_size": 7,
+        "device": "cpu",
     }
-    probe_time.sample(settings, folder / "journal", folder / "trace.nc")
+    probe_time.sample(settings, 1e4, folder / "journal", folder / "trace.nc")
     return settings, folder / "trace.nc"
 
 
@@ -71,11 +75,11 @@ def test_the_given_labels_have_the_losses_of_a_run_without_the_wrong_ones(sample
     classifier = load_classifier(*(settings[k] for k in ("model", "weights", "image_size", "seed")))
     images = WnidImages(settings["image_folder"], classifier.preprocess)
     images.draw(None, numpy_generator(0, "order"))
-    data, probe = load_images(images, False), Probe(**settings["probe"])
-    plain = sample_losses(classifier.model, data, probe, seed=0, **settings["sampling"])
+    data = load_images(images, False)
+    plain = sample_losses(classifier.model, data, Probe(gamma=1e4), seed=1, draws=8, chains=1)
     found = LossTrace.load(trace)
     losses = found.losses.reshape(1, 8, 20, 4)
-    # The same chain. Blocks of another size round the sums of a convolution differently: losses of
+    # The same draws. Blocks of another size round the sums of a convolution differently: losses of
     # about 7 agree to some roundings of 2^-24 of the logits.
     np.testing.assert_allclose(losses[..., 0], plain.losses, rtol=0, atol=2e-5)
     labels = found.coordinate("label").reshape(20, 4)
@@ -83,11 +87,22 @@ def test_the_given_labels_have_the_losses_of_a_run_without_the_wrong_ones(sample
     assert all(len(set(row)) == 4 for row in labels)
     assert np.abs(losses[..., 1:] - losses[..., :1]).min() > 1e-4  # other labels, other losses
     assert found.attributes["weights_sha256"] == plain.attributes["weights_sha256"]
+    margin = found.coordinate("margin").reshape(20, 4)
+    with torch.no_grad():
+        logits = classifier.model.eval()(data[0])
+    others = logits.clone()
+    others[torch.arange(20), labels[:, 1]] = -torch.inf
+    expected = logits[torch.arange(20), labels[:, 1]] - others.amax(1)
+    np.testing.assert_allclose(margin[:, 1], expected, atol=1e-5)
+    norms = gradient_norms(classifier.model, (data[0], torch.as_tensor(labels[:, 2]).long()))
+    np.testing.assert_allclose(
+        found.coordinate("gradient_norm").reshape(20, 4)[:, 2], norms, rtol=1e-4
+    )
 
 
 def analyzed(trace, folder):
     files = [folder / name for name in ("rows.csv", "summary.csv", "scores.npz")]
-    probe_time.on_images(ANALYSIS, trace, *files)
+    probe_time.on_images(ANALYSIS, [trace], *files)
     return pd.read_csv(files[0]), pd.read_csv(files[1]), dict(np.load(files[2]))
 
 
@@ -95,15 +110,19 @@ def test_a_corruption_is_a_choice_among_the_columns(sampled, tmp_path):
     rows, summary, scores = analyzed(sampled[1], tmp_path)
     assert rows["flipped"].tolist() == [2] * 3 + [4] * 3
     columns = self_covariance(LossTrace.load(sampled[1]).losses).reshape(20, 4)
+    initial = LossTrace.load(sampled[1]).initial_loss.reshape(20, 4)
     chosen = scores["self_covariance"].reshape(6, 20)
     flipped = scores["flipped"].reshape(6, 20)
     for row, k, wrong in zip(rows.itertuples(), chosen, flipped, strict=True):
         np.testing.assert_array_equal(k[~wrong], columns[~wrong, 0])
         assert (k[wrong, None] == columns[wrong, 1:]).any(axis=1).all()
-        assert row.auc == pytest.approx(detection(k, wrong).auc)
+        assert row.auc_self_covariance == pytest.approx(detection(k, wrong).auc)
         assert row.ratio == pytest.approx(k[wrong].mean() / k[~wrong].mean())
-    np.testing.assert_allclose(summary["auc"], rows.groupby("share")["auc"].mean())
-    np.testing.assert_allclose(summary["auc_sd"], rows.groupby("share")["auc"].std())
+        hard = wrong | (initial[:, 0] > np.log(2))
+        assert row.matched_self_covariance == pytest.approx(detection(k[hard], wrong[hard]).auc)
+    auc = rows.groupby("share")["auc_self_covariance"]
+    np.testing.assert_allclose(summary["auc_self_covariance"], auc.mean())
+    np.testing.assert_allclose(summary["auc_self_covariance_sd"], auc.std())
     assert summary["gamma"].tolist() == [1e4, 1e4]
 
 
@@ -119,6 +138,12 @@ def test_the_jackknife_is_that_of_the_definition(sampled, tmp_path):
     values = np.array(values)
     expected = np.sqrt(3 / 4 * ((values - values.mean(0)) ** 2).sum(0))
     np.testing.assert_allclose(summary["ratio_error"], expected)
+
+
+def test_the_headline_must_be_among_the_traces(sampled, tmp_path):
+    files = [tmp_path / name for name in ("rows.csv", "summary.csv", "scores.npz")]
+    with pytest.raises(ConfigError, match="gammas: none is 3000, the headline"):
+        probe_time.on_images(ANALYSIS | {"headline": 3000}, [sampled[1]], *files)
 
 
 def test_another_trace_is_refused(sampled, tmp_path):

@@ -6,12 +6,15 @@ say so: from tracked intermediates, or computed where the config names images an
 
 MISLABEL = f"{RESULTS}/mislabel"
 mislabel = config["mislabel"]
+corrupted = mislabel["imagenet"]
+CORRUPTED_SETTINGS = ("max_inputs", "wrong_labels", "draws", "eval_batch_size")
+GAMMAS = [f"{gamma:g}" for gamma in corrupted["gammas"]]
 PHOTOGRAPHS = [name for name in ("imagenet", "tiny_imagenet") if mislabel[name]["include"]]
 MISLABEL_FIGURES = ["mislabel_detection", *(f"mislabel_{name}" for name in PHOTOGRAPHS)]
 TINY_IMAGENET = mislabel["tiny_imagenet"]["archive"]
 PER_CLASS = {key: mislabel["tiny_imagenet"][key] for key in ("train_per_class", "test_per_class")}
 # What is computed from photographs, or its tracked copies.
-CORRUPTED = f"{REFERENCE if IMAGES is None else RESULTS}/mislabel/imagenet.nc"
+CORRUPTED = f"{REFERENCE if IMAGES is None else RESULTS}/mislabel/imagenet"
 FEATURES = f"{RESULTS if TINY_IMAGENET else REFERENCE}/mislabel/tiny_imagenet_features.npz"
 HEADS = f"{RESULTS if mislabel['tiny_imagenet']['run'] else REFERENCE}/mislabel/tiny_imagenet"
 
@@ -70,16 +73,16 @@ use rule step as mislabel_imagenet_sample with:
     input:
         manifest=MANIFEST,
     output:
-        f"{MISLABEL}/imagenet.nc",
+        f"{MISLABEL}/imagenet/{{gamma}}.nc",
     log:
-        log("mislabel_imagenet_sample"),
+        log("mislabel_imagenet_sample/{gamma}"),
     benchmark:
-        benchmark("mislabel_imagenet_sample")
+        benchmark("mislabel_imagenet_sample/{gamma}")
     threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
         runtime=1440,
-        gpu=gpus(mislabel["imagenet"]["sampling"]),
+        gpu=gpus(imagenet["kernel"]),
     params:
         **call(
             "mislabel.probe_time.sample",
@@ -88,18 +91,17 @@ use rule step as mislabel_imagenet_sample with:
                 LOADING,
                 image_folder=IMAGES,
                 seed=SEED,
-                **{
-                    key: mislabel["imagenet"][key] for key in ("wrong_labels", "probe", "sampling")
-                },
+                device=imagenet["kernel"]["device"],
+                **{key: corrupted[key] for key in CORRUPTED_SETTINGS},
             ),
-            journal=f"{MISLABEL}/imagenet_journal",
+            journal=f"{MISLABEL}/imagenet/{{gamma}}_journal",
         ),
 
 
 use rule step as mislabel_imagenet with:
     """Shares and draws of corrupted labels of photographs, and how self-covariance finds them."""
     input:
-        trace=CORRUPTED,
+        traces=expand(f"{CORRUPTED}/{{gamma}}.nc", gamma=GAMMAS),
     output:
         rows=f"{MISLABEL}/imagenet.csv",
         summary=f"{MISLABEL}/imagenet_summary.csv",
@@ -107,7 +109,10 @@ use rule step as mislabel_imagenet with:
     log:
         log("mislabel_imagenet"),
     params:
-        **call("mislabel.probe_time.on_images", settings=settings("mislabel.imagenet.analysis")),
+        **call(
+            "mislabel.probe_time.on_images",
+            settings=settings("mislabel.imagenet.analysis", headline=HEADLINE),
+        ),
 
 
 if TINY_IMAGENET == "generated":
@@ -176,7 +181,7 @@ use rule step as mislabel_claims with:
     log:
         log("mislabel_claims"),
     params:
-        **call("mislabel.claims.claims"),
+        **call("mislabel.claims.claims", headline=HEADLINE),
 
 
 use rule step as figure_mislabel_detection with:
@@ -195,7 +200,7 @@ use rule step as figure_mislabel_detection with:
 
 
 use rule step as figure_mislabel_imagenet with:
-    """Photographs with labels wrong at probe time: self-covariances, AUC, ratio, neighbors."""
+    """Photographs with labels wrong at probe time, along the rise: AUC, at equal loss, ratio."""
     input:
         **outputs(rules.mislabel_imagenet, "summary scores"),
     output:
@@ -203,7 +208,7 @@ use rule step as figure_mislabel_imagenet with:
     log:
         log("figure_mislabel_imagenet"),
     params:
-        **call("mislabel.figures.imagenet"),
+        **call("mislabel.figures.imagenet", headline=HEADLINE),
 
 
 use rule step as figure_mislabel_tiny_imagenet with:

@@ -181,6 +181,19 @@ CLAIMS = (
         None,
         2.138,
     ),
+    _number(
+        "mislabel.ratio",
+        "D.4",
+        "mean self-covariance of mislabeled over that of normal inputs, at the rise where it is "
+        "nearest to the paper's",
+        1.92,
+    ),
+    Claim(
+        "mislabel.auc_matched_loss",
+        "",
+        "ROC-AUC of self-covariance for mislabeled among all hard inputs; claim: above 0.5",
+        Range(low=0.5),
+    ),
     Claim(
         "mislabel.memorized_digits",
         "D.4",

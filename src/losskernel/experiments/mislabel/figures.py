@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from losskernel.experiments.claims import reported
+from losskernel.experiments.mislabel.claims import PAPER_RATIO, SHARE
 from losskernel.experiments.style import (
     BLUE,
     GRAY,
@@ -31,6 +32,7 @@ METHODS = {
     "confident learning": (GREEN, "P"),
 }
 CLEAN, WRONG = BLUE, VERMILION
+RISE = "rise of the mean loss under the probe (nats)"
 
 
 def detection(
@@ -62,73 +64,64 @@ def tiny_imagenet(summary: Path, scores: Path, output: Path, output_png: Path) -
     save_figure(figure, output, output_png)
 
 
-def imagenet(summary: Path, scores: Path, output: Path, output_png: Path) -> None:
-    """Photographs with labels wrong at probe time: self-covariances, AUC, ratio, neighbors."""
+def imagenet(summary: Path, scores: Path, headline: float, output: Path, output_png: Path) -> None:
+    """Photographs with labels wrong at probe time, along the rise: AUC, at equal loss, ratio."""
     apply_style()
-    table = pd.read_csv(summary).set_index("share")
-    share = table.index[-2:][0]
-    figure, axes = plt.subplots(2, 2, figsize=(9, 7))
-    title = f"{share:.0%} of labels wrong at probe time only"
-    _distribution(axes[0, 0], scores, share, title, table.loc[share, "auc"])
-    _detectors(axes[0, 1], table, reported("mislabel.auc"))
+    table = pd.read_csv(summary)
+    shares = table["share"].unique()
+    share = SHARE if SHARE in shares else shares.max()
+    table = table[table["share"] == share].sort_values("rise")
+    figure, axes = plt.subplots(2, 2, figsize=(9.5, 7.4))
+    corruptions = table["draws"].iloc[0]
+    _detectors(axes[0, 0], table, "auc")
+    axes[0, 0].axhline(reported("mislabel.auc"), color="black", linestyle=":", linewidth=0.8)
+    axes[0, 0].set_title(f"Who tells wrong labels\n(mean ± sd, {corruptions} corruptions)")
+    _detectors(axes[0, 1], table, "matched")
+    axes[0, 1].axhline(0.5, color="0.8", linewidth=0.8, zorder=0)
+    clean = table["hard_clean"].mean()
+    axes[0, 1].set_title(f"... from {clean:.0f} right labels of a loss above ln 2")
     _ratio(axes[1, 0], table)
-    _neighbors(axes[1, 1], table)
+    at = table[table["gamma"] == headline].iloc[0]
+    title = f"{share:.0%} wrong, loss + {at['rise']:.2f} nats"
+    _distribution(axes[1, 1], scores, share, title, at["auc_self_covariance"])
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, ncols=5, frameon=False, loc="outside upper center")
     save_figure(figure, output, output_png)
 
 
-def _detectors(axis, table: pd.DataFrame, paper_auc: float) -> None:
-    columns = ("auc", "auc_mean_loss", "auc_loss")
-    names = ("self-covariance", "mean loss under the probe", "loss")
-    at = np.arange(len(table))
-    for offset, name, column in zip((-0.15, 0, 0.15), names, columns, strict=True):
-        color, marker = METHODS[name]
-        spread = table[f"{column}_sd"]
-        axis.errorbar(at + offset, table[column], spread, fmt=marker, color=color, label=name, ms=5)
-    axis.axhline(paper_auc, color="black", linestyle=":", linewidth=0.8)
-    axis.text(at[-1] + 0.45, paper_auc, "paper", ha="right", va="bottom", fontsize="small")
-    _shares(axis, table.index)
-    axis.set(ylabel="ROC-AUC")
-    axis.set_title(f"Who tells wrong labels\n(mean ± sd, {table['draws'].iloc[0]} corruptions)")
-    axis.legend(frameon=False)
+def _detectors(axis, table: pd.DataFrame, kind: str) -> None:
+    """AUCs against the rise; what needs no draws of the weights is a line across."""
+    for name, column in (
+        ("self-covariance", "self_covariance"),
+        ("mean loss under the probe", "mean_loss"),
+        ("gradient norm (exact limit)", "gradient_norm"),
+        ("loss", "loss"),
+        ("margin", "margin"),
+    ):
+        color, marker = METHODS.get(name, (ORANGE, "^"))
+        values, spread = (table.get(f"{kind}_{column}{end}") for end in ("", "_sd"))
+        if values is None:
+            continue
+        axis.errorbar(
+            table["rise"], values, spread, fmt=marker + "-", color=color, label=name, ms=5, lw=1
+        )
+    axis.set(xscale="log", xlabel=RISE, ylabel="ROC-AUC")
 
 
 def _ratio(axis, table: pd.DataFrame) -> None:
-    at = np.arange(len(table))
     error = np.hypot(table["ratio_sd"], table["ratio_error"])
-    axis.errorbar(at, table["ratio"], error, fmt="o", color=BLUE, ms=5, label="here")
-    paper = reported("mislabel.self_covariance_mislabeled") / reported(
-        "mislabel.self_covariance_clean"
+    axis.errorbar(
+        table["rise"], table["ratio"], error, fmt="o-", color=BLUE, ms=5, lw=1, label="here"
     )
-    axis.axhline(paper, color="black", linestyle=":", linewidth=0.8, label="paper")
+    axis.axhline(PAPER_RATIO, color="black", linestyle=":", linewidth=0.8, label="paper")
     axis.axhline(1, color="0.8", linewidth=0.8, zorder=0)
-    _shares(axis, table.index)
-    axis.set(ylabel="mean self-covariance, wrong / right labels", ylim=(0, None))
-    axis.set_title("How much higher\n(± sd over corruptions and error over SGLD draws)")
+    axis.set(xscale="log", xlabel=RISE, ylabel="mean self-covariance, wrong / right labels")
+    axis.set(ylim=(0, None))
+    axis.set_title("How much higher\n(± sd over corruptions and error over draws)")
     axis.legend(frameon=False)
 
 
-def _neighbors(axis, table: pd.DataFrame) -> None:
-    at = np.arange(len(table))
-    null, high = table["neighbors_null"], table["neighbors_null_high"]
-    axis.bar(at, high, 0.6, color="0.88", label="97.5 % of random choices are below")
-    axis.errorbar(
-        at,
-        table["neighbors_mislabeled"],
-        table["neighbors_mislabeled_sd"],
-        fmt="o",
-        color=VERMILION,
-        ms=5,
-        label="mislabeled inputs",
-    )
-    axis.plot(at, null, "_", color="0.4", ms=18, label="mean of random choices")
-    _shares(axis, table.index)
-    top = max(high.max(), (table["neighbors_mislabeled"] + table["neighbors_mislabeled_sd"]).max())
-    axis.set(ylabel="share of wrong labels, in units of chance", ylim=(0, 1.4 * top))
-    axis.set_title("Nearest neighbors of mislabeled inputs\n(mean ± sd over corruptions)")
-    axis.legend(frameon=False, fontsize="small")
-
-
-def _shares(axis, shares, label: str = "labels wrong at probe time") -> None:
+def _shares(axis, shares, label: str) -> None:
     axis.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
     axis.set(xlabel=label, xlim=(-0.5, len(shares) - 0.5))
 

@@ -1,8 +1,8 @@
 """Experiment 4, the paper's case: clean training, labels corrupted where the losses are recorded.
 
-Appendix D.4 of the paper. A trace holds the loss of every input under several labels, from the same
-logits, so that the corruption of each share and draw is a choice among its columns. Each function
-is one rule of ``workflow/rules/mislabel.smk``.
+Appendix D.4 of the paper, on photographs along the rise of the mean loss. A trace holds the loss of
+every input under several labels, from the same logits, so that the corruption of each share and
+draw is a choice among its columns. Each function is one rule of ``workflow/rules/mislabel.smk``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from losskernel.data.images import WnidImages, load_images
 from losskernel.errors import ConfigError
@@ -23,9 +24,11 @@ from losskernel.experiments.mislabel.labels import (
     SeveralLabels,
     detection,
     flip_labels,
+    margins,
     wrong_labels,
 )
 from losskernel.files import atomic_path, write_csv
+from losskernel.gradients.per_sample import gradient_norms
 from losskernel.kernel.covariance import self_covariance
 from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.neighbors import nearest_neighbors
@@ -36,6 +39,8 @@ from losskernel.sampling.probe import Probe
 from losskernel.sampling.sample import sample_losses
 from losskernel.seeds import numpy_generator
 from losskernel.trace import LossTrace
+
+HARD = np.log(2)  # nats; a loss above it means less than half of the probability on the label
 
 
 def on_digits(settings: dict, output: Path, output_summary: Path, output_scores: Path) -> None:
@@ -104,14 +109,17 @@ def _clustering(near: np.ndarray, flipped: np.ndarray) -> float:
     return flipped[near[flipped]].mean() / flipped.mean()
 
 
-def sample(settings: dict, journal: Path, output: Path, manifest: Path | None = None) -> None:
-    """Sample an ImageNet classifier; losses under the given and some wrong labels of every image.
+def sample(
+    settings: dict, gamma: float, journal: Path, output: Path, manifest: Path | None = None
+) -> None:
+    """Independent draws around an ImageNet classifier; losses under the given and wrong labels.
 
-    ``settings`` are those of ``imagenet`` that load the model and the images, with ``probe``,
-    ``sampling`` and ``seed``, and ``wrong_labels``, how many of each image. The gradients see the
-    given labels only. The input dimension of the trace runs over pairs of image and label, those of
-    an image side by side, its given label first; ``label`` is that of the pair, ``image`` the
-    number of the image. Resumable by the journal.
+    ``settings`` are those of ``imagenet`` that load the model and the images, with ``draws``,
+    ``eval_batch_size`` in images, ``device``, ``seed``, and ``wrong_labels``, how many of each
+    image. The input dimension of the trace runs over pairs of image and label, those of an image
+    side by side, its given label first; ``label`` is that of the pair, ``image`` the number of the
+    image, ``margin`` and ``gradient_norm`` are of the pair at the trained weights. Resumable by the
+    journal.
     """
     seed = settings["seed"]
     classifier = load_classifier(
@@ -130,20 +138,23 @@ def sample(settings: dict, journal: Path, output: Path, manifest: Path | None = 
     pairs = np.concatenate([images.labels[:, None], wrong], axis=1)
     per_image = pairs.shape[1]
     shown = SeveralLabels(classifier.model, inputs, per_image)
-    sampling = dict(settings["sampling"])
-    sampling["eval_batch_size"] *= per_image
     trace = sample_losses(
         shown,
         (inputs, labels),
-        Probe(**settings["probe"]),
+        Probe(gamma=gamma),
         probe_data=(shown.pairs, torch.as_tensor(pairs.ravel())),
-        seed=seed,
+        chains=1,
+        draws=settings["draws"],
+        eval_batch_size=settings["eval_batch_size"] * per_image,
+        # Not the draws of the kernel by gradients, which is to be checked by these.
+        seed=seed + 1,
+        device=settings["device"],
         journal=journal,
         input_coords={
             "label": pairs.ravel().astype(np.int16),
             "image": np.repeat(np.arange(len(images), dtype=np.int32), per_image),
+            **_at_trained_weights(classifier.model, inputs, pairs),
         },
-        **sampling,
     )
     trace.dataset.attrs |= {
         "model": settings["model"],
@@ -156,23 +167,63 @@ def sample(settings: dict, journal: Path, output: Path, manifest: Path | None = 
     trace.save(output)
 
 
+@torch.no_grad()
+def _at_trained_weights(
+    model: nn.Module, inputs: torch.Tensor, pairs: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Margin and gradient norm of every pair of image and label, ``(pair,)``."""
+    model, labels = model.eval(), torch.as_tensor(pairs)
+    logits = torch.cat([model(block) for block in inputs.split(50)])
+    columns = range(labels.shape[1])
+    margin = torch.stack([margins(logits, labels[:, at]) for at in columns], dim=1)
+    norms = [gradient_norms(model, (inputs, labels[:, at].contiguous())) for at in columns]
+    return {
+        "margin": margin.numpy().ravel().astype(np.float32),
+        "gradient_norm": np.stack(norms, axis=1).ravel().astype(np.float32),
+    }
+
+
 def on_images(
-    settings: dict, trace: Path, output: Path, output_summary: Path, output_scores: Path
+    settings: dict, traces: list[Path], output: Path, output_summary: Path, output_scores: Path
 ) -> None:
-    """Corrupt labels of a trace of :func:`sample` by shares and draws, and look for them.
+    """Corrupt labels of traces of :func:`sample` by shares and draws, and look for them.
 
     ``settings``: ``shares``, ``draws`` (seeds of the corruption), ``neighbors``, ``permutations``,
-    ``jackknife_blocks``. Writes a row a share and draw; then their means, with ``<value>_sd`` over
-    the draws of the corruption and ``<value>_error``, the jackknife over blocks of SGLD draws. The
-    clustering of mislabeled images stands beside the 97.5 % quantile of random choices of as many.
-    The self-covariances themselves are for the figure (npz).
+    ``jackknife_blocks``, ``headline`` (a gamma). Writes a row a gamma, share and draw; then their
+    means, with ``<value>_sd`` over the draws of the corruption and ``<value>_error``, the jackknife
+    over blocks of draws of the weights. ``matched_<value>``: the AUC where wrong labels are set
+    against right ones of a loss above :data:`HARD` alone. The clustering of mislabeled images
+    stands beside the 97.5 % quantile of random choices of as many. The self-covariances at the
+    headline are for the figure (npz).
     """
-    loaded = LossTrace.load(trace)
+    tables, summaries = [], []
+    for path in traces:
+        rows, summary, kept = _corrupted(settings, path)
+        tables.append(rows)
+        summaries.append(summary)
+        if summary.gamma.iloc[0] == settings["headline"]:
+            with atomic_path(output_scores) as temporary:
+                np.savez_compressed(temporary, **setup.stacked(kept, settings["shares"]))
+    table = pd.concat(summaries).sort_values(["gamma", "share"], ascending=[False, True])
+    if settings["headline"] not in set(table.gamma):
+        raise ConfigError(
+            f"mislabel.imagenet.gammas: none is {settings['headline']:g}, the headline of imagenet"
+        )
+    write_csv(pd.concat(tables), output)
+    write_csv(table, output_summary)
+
+
+def _corrupted(settings: dict, path: Path) -> tuple[pd.DataFrame, pd.DataFrame, list]:
+    """Rows of one trace, their summary, and the self-covariances behind them."""
+    loaded = LossTrace.load(path)
     if "labels_per_image" not in loaded.attributes:
-        raise ConfigError(f"{trace}: not made by `losskernel workflow mislabel.probe_time sample`")
+        raise ConfigError(f"{path}: not made by `losskernel workflow mislabel.probe_time sample`")
     per_image = int(loaded.attributes["labels_per_image"])
     losses = loaded.losses.reshape(*loaded.losses.shape[:2], -1, per_image)
     initial = loaded.initial_loss.reshape(-1, per_image)
+    # What needs no draws; high where a label is suspicious.
+    plain = {"loss": initial, "margin": -loaded.coordinate("margin").reshape(-1, per_image)}
+    plain["gradient_norm"] = loaded.coordinate("gradient_norm").reshape(-1, per_image)
     images = np.arange(len(initial))
     corrupted = []
     for share in settings["shares"]:
@@ -182,17 +233,26 @@ def on_images(
                 np.zeros(len(images), int), share, per_image, numpy_generator(draw, "resample")
             )
             corrupted.append((share, draw, column, flipped))
+    hard = initial[:, 0] > HARD
+
+    def aucs(name: str, scores: np.ndarray, column: np.ndarray, flipped: np.ndarray) -> dict:
+        chosen = scores[images, column]
+        found = {f"auc_{name}": detection(chosen, flipped).auc}
+        if hard[~flipped].any():
+            among = hard | flipped
+            found[f"matched_{name}"] = detection(chosen[among], flipped[among]).auc
+        return found
 
     def statistics(chosen: np.ndarray) -> pd.DataFrame:
-        """Of some draws of the sampler: a row a corruption."""
+        """Of some draws of the weights: a row a corruption."""
         k = self_covariance(chosen.reshape(*chosen.shape[:2], -1)).reshape(-1, per_image)
         mean = chosen.mean(axis=(0, 1), dtype=float)
         rows = [
             {
                 "share": share,
                 "draw": draw,
-                **asdict(detection(k[images, column], flipped)),
-                "auc_mean_loss": detection(mean[images, column], flipped).auc,
+                **aucs("self_covariance", k, column, flipped),
+                **aucs("mean_loss", mean, column, flipped),
                 **_means(k[images, column], flipped),
             }
             for share, draw, column, flipped in corrupted
@@ -201,14 +261,13 @@ def on_images(
 
     every = self_covariance(loaded.losses).reshape(-1, per_image)
     kept = [(share, every[images, column], flipped) for share, _, column, flipped in corrupted]
-    with atomic_path(output_scores) as temporary:
-        np.savez_compressed(temporary, **setup.stacked(kept, settings["shares"]))
     table = statistics(losses)
-    table["flipped"] = [int(flipped.sum()) for *_, flipped in corrupted]
-    table["auc_loss"] = [
-        detection(initial[images, column], flipped).auc for *_, column, flipped in corrupted
-    ]
     for at, (_, draw, column, flipped) in enumerate(bar(corrupted, "corruptions", unit="draw")):
+        for name, scores in plain.items():
+            for key, value in aucs(name, scores, column, flipped).items():
+                table.loc[at, key] = value
+        table.loc[at, "flipped"] = flipped.sum()
+        table.loc[at, "hard_clean"] = (hard & ~flipped).sum()
         near, _ = nearest_neighbors(losses[..., images, column], settings["neighbors"])
         table.loc[at, "neighbors_mislabeled"] = _clustering(near, flipped)
         rng = numpy_generator(draw, "order")
@@ -217,23 +276,25 @@ def on_images(
         ]
         table.loc[at, "neighbors_null"] = np.mean(null)
         table.loc[at, "neighbors_null_high"] = np.quantile(null, 0.975)
-    write_csv(table, output)
     values = [name for name in table if name not in ("share", "draw")]
     summary = setup.mean_and_spread(table, ["share"], values)
-    errors = _jackknife_errors(losses, statistics, settings["jackknife_blocks"])
-    summary = summary.merge(errors, on="share")
+    summary = summary.merge(
+        _jackknife_errors(losses, statistics, settings["jackknife_blocks"]), on="share"
+    )
     right = losses[..., 0]
-    facts = json.loads(loaded.attributes["probe"]) | {
+    gamma = json.loads(loaded.attributes["probe"])["gamma"]
+    by_draw = right.mean(axis=2, dtype=float)
+    facts = {
+        "gamma": gamma,
         "model": loaded.attributes["model"],
         "image_size": loaded.attributes["image_size"],
         "inputs": len(images),
-        "chains": losses.shape[0],
-        "sgld_draws": losses.shape[1],
+        "weight_draws": losses.shape[1],
         "clean_loss": initial[:, 0].mean(dtype=float),
-        "rise": right.mean(dtype=float) - initial[:, 0].mean(dtype=float),
-        "drift": setup.drift(right),
+        "rise": by_draw.mean() - initial[:, 0].mean(dtype=float),
+        "rise_error": by_draw.std(ddof=1) / by_draw.size**0.5,
     }
-    write_csv(summary.assign(**facts), output_summary)
+    return table.assign(gamma=gamma), summary.assign(**facts), kept
 
 
 def _jackknife_errors(
