@@ -1,15 +1,30 @@
 """A copy of the repository in which Snakemake runs, with the copy's own code."""
 
+import atexit
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
+
+from prefork import Prefork
 
 ROOT = Path(__file__).resolve().parents[2]
 HIERARCHY = "results/reference/imagenet/hierarchy.json"
 SMOKE = ("--cores", "1", "--configfile", "config/smoke.yaml")
+
+
+@cache
+def programs() -> Path:
+    """The folder of ``losskernel`` and ``snakemake`` that need not import their packages."""
+    folder = Path(tempfile.mkdtemp())
+    prefork = Prefork(folder)
+    atexit.register(shutil.rmtree, folder)
+    atexit.register(prefork.close)
+    return prefork.programs
 
 
 class Copy:
@@ -25,30 +40,32 @@ class Copy:
         for name in ("Snakefile", HIERARCHY):
             shutil.copy2(ROOT / name, folder / name)
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Environment in which `losskernel` is the copy's and uses one core."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return os.environ | {
-            "PATH": path,
-            "PYTHONPATH": str(self.folder / "src"),
-            "OMP_NUM_THREADS": "1",
-        }
+    def popen(self, *arguments: str, forked: bool = True) -> subprocess.Popen:
+        """Start Snakemake with the copy's ``losskernel`` and one core; its output in one stream.
 
-    def popen(self, *arguments: str) -> subprocess.Popen:
-        """Start Snakemake; both output streams in one."""
+        Args:
+            arguments: of Snakemake.
+            forked: see :mod:`prefork`; False for jobs that are processes below Snakemake's own.
+        """
+        places = [programs()] if forked else []
+        places += [Path(sys.executable).parent, os.environ["PATH"]]
         return subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *arguments],
+            [places[0] / "snakemake", *arguments],
             cwd=self.folder,
-            env=self.environment,
+            env=os.environ
+            | {
+                "PATH": os.pathsep.join(map(str, places)),
+                "PYTHONPATH": str(self.folder / "src"),
+                "OMP_NUM_THREADS": "1",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def snakemake(self, *arguments: str) -> tuple[int, str]:
+    def snakemake(self, *arguments: str, forked: bool = True) -> tuple[int, str]:
         """Run Snakemake; exit status and all it said."""
-        process = self.popen(*arguments)
+        process = self.popen(*arguments, forked=forked)
         said, _ = process.communicate()
         return process.returncode, said
 

@@ -123,6 +123,20 @@ def test_the_kernel_names_its_settings_weights_and_inputs(finished):
     assert kernel.gamma == 10000
 
 
+def test_the_report_is_one_page_that_holds_figures_table_and_map(finished, browser):
+    status, said = finished.snakemake("all", *SMOKE, "--report", "report.html")
+    assert status == 0, said
+    browser.open(finished.folder / "report.html")
+    browser.wait("document.body.innerText.includes('Reported against reproduced')")
+    for category in ("1 Modular arithmetic", "2 ImageNet", "4 Wrong labels", "5 Development"):
+        assert category in browser.text("body")
+    assert browser.requests() == [] and browser.errors() == []
+    held = browser.run("return JSON.stringify(results)")
+    for name in ("arithmetic_separation.png", "compare.csv", "imagenet/map.html"):
+        assert name in held
+    assert "imagenet_map.png" in held
+
+
 def test_a_finished_tree_has_nothing_to_do(finished):
     assert finished.planned(*SMOKE) == set()
 
@@ -212,7 +226,7 @@ def test_a_killed_kernel_goes_on_from_its_journal_to_the_same_bits(finished):
     arguments = (*SMOKE, "--config", "results=results/killed")
     target = "results/killed/imagenet/kernels/10000.npz"
     pair = results / "imagenet/journals/10000/pair-00000.npz"
-    process = finished.popen(target, *arguments)
+    process = finished.popen(target, *arguments, forked=False)
     while process.poll() is None and not pair.exists():
         time.sleep(0.005)
     pid = _job_process("kernel", process.pid)

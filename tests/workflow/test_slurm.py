@@ -135,7 +135,7 @@ class TestOnSlurm:
         pair = tmp_path / "results/smoke/imagenet/journals/10000/pair-00001.npz"
 
         with ThreadPoolExecutor() as pool:
-            run = pool.submit(repository.snakemake, "all", *profile, *configs, *here)
+            run = pool.submit(repository.snakemake, "all", *profile, *configs, *here, forked=False)
             while not run.done() and not pair.exists():
                 time.sleep(0.05)
             running = [job for job, _, comment in queue("RUNNING") if comment == chain]
