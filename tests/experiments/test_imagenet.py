@@ -31,7 +31,6 @@ SETTINGS = {
     "skip_unreadable": False,
     "seed": 0,
     "width": 2**18,
-    "groups": 4,
     "device": "cpu",
 }
 ANALYSIS = {
@@ -68,7 +67,7 @@ def run(tmp_path_factory):
     settings = SETTINGS | {"image_folder": str(folder / "images")}
     for gamma in GAMMAS:
         imagenet.kernel(
-            settings, gamma, 4, folder / f"journal-{gamma:g}", folder / f"{gamma:g}.npz"
+            settings, gamma, 4, 4, folder / f"journal-{gamma:g}", folder / f"{gamma:g}.npz"
         )
     imagenet.gradients(settings, folder / "gradients")
     limit.gram(folder / "gradients", folder / "limit.npz")

@@ -10,7 +10,7 @@ IMAGES = imagenet["image_folder"]
 # What is computed from images, or its tracked copy.
 INTERMEDIATE = f"{REFERENCE}/imagenet" if IMAGES is None else IMAGENET
 HEADLINE = imagenet["kernel"]["headline"]
-PROBES = {f"{probe['gamma']:g}": probe["pairs"] for probe in imagenet["kernel"]["probes"]}
+PROBES = {f"{probe['gamma']:g}": probe for probe in imagenet["kernel"]["probes"]}
 # MB of a job that runs the model on the images: they are decoded into memory as float32 and held three
 # times for a moment (loaded, stacked, reordered). Where the config leaves their number or size open,
 # room for 1.3 GB of them: 2,000 images of 224 px. A profile's set-resources can ask for more.
@@ -83,9 +83,10 @@ use rule step as imagenet_kernel with:
         **call(
             "imagenet.sample.kernel",
             settings=loading(
-                LOADING, **{key: imagenet["kernel"][key] for key in ("width", "groups", "device")}
+                LOADING, **{key: imagenet["kernel"][key] for key in ("width", "device")}
             ),
-            pairs=lambda wildcards: PROBES[wildcards.gamma],
+            pairs=lambda wildcards: PROBES[wildcards.gamma]["pairs"],
+            groups=lambda wildcards: PROBES[wildcards.gamma]["groups"],
             journal=f"{IMAGENET}/journals/{{gamma}}",
         ),
 

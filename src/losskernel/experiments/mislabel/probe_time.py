@@ -117,9 +117,9 @@ def sample(
     ``settings`` are those of ``imagenet`` that load the model and the images, with ``draws``,
     ``eval_batch_size`` in images, ``device``, ``seed``, and ``wrong_labels``, how many of each
     image. The input dimension of the trace runs over pairs of image and label, those of an image
-    side by side, its given label first; ``label`` is that of the pair, ``image`` the number of the
-    image, ``margin`` and ``gradient_norm`` are of the pair at the trained weights. Resumable by the
-    journal.
+    side by side, its given label first; ``label`` is that of the pair, ``image`` the number and
+    ``name`` the name of the image, ``margin`` and ``gradient_norm`` are of the pair at the trained
+    weights. Resumable by the journal.
     """
     seed = settings["seed"]
     classifier = load_classifier(
@@ -153,6 +153,7 @@ def sample(
         input_coords={
             "label": pairs.ravel().astype(np.int16),
             "image": np.repeat(np.arange(len(images), dtype=np.int32), per_image),
+            "name": np.repeat(images.names, per_image),
             **_at_trained_weights(classifier.model, inputs, pairs),
         },
     )
