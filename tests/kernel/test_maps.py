@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from losskernel.errors import DataError
 from losskernel.kernel.maps import umap_embedding, umap_graph
@@ -105,6 +106,18 @@ class TestUmap:
         embedding = umap_embedding(indices, nearest, n_components=3, n_epochs=10)
         assert embedding.shape == (9, 3)
         assert np.isfinite(embedding).all()
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_torch_keeps_its_number_of_threads(self, count):
+        """Which Numba, through the OpenMP of both, makes that of the cores."""
+        indices = (np.arange(12)[:, None] + [1, 2]) % 12
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            umap_graph(indices, np.full((12, 2), 0.5))
+            assert torch.get_num_threads() == count
+        finally:
+            torch.set_num_threads(before)
 
     def test_a_graph_in_many_pieces(self):
         points = (

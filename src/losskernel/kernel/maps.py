@@ -82,7 +82,9 @@ def umap_embedding(
 def _fit(indices: ArrayLike, distances: ArrayLike, *, random_state: int, **settings):
     """A UMAP estimator fitted to a precomputed neighbor graph."""
     with needs("maps"):
-        import umap  # here, as it compiles for seconds on import, and the rest is light
+        # Here, as they take seconds to import, and the rest is light.
+        import torch
+        import umap
 
     indices, distances = np.asarray(indices), np.asarray(distances, np.float64)
     _check_graph(indices, distances)
@@ -95,19 +97,26 @@ def _fit(indices: ArrayLike, distances: ArrayLike, *, random_state: int, **setti
     # centroids. Row numbers would lay the pieces out in the order of the inputs, a pattern that is
     # not in the kernel; noise has none.
     data = np.random.default_rng(random_state).standard_normal((n, 2))
-    with warnings.catch_warnings():
-        # UMAP only warns when it drops a graph that it dislikes and computes another from the data.
-        warnings.filterwarnings("error", message="precomputed_knn has")
-        # Harmless here: new data cannot be transformed, and a graph of k = n - 1 stays as it is.
-        warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]")
-        warnings.filterwarnings("ignore", message="n_neighbors is larger than the dataset")
-        return umap.UMAP(
-            n_neighbors=k + 1,
-            precomputed_knn=(indices, distances),
-            random_state=random_state,
-            n_jobs=1,
-            **settings,
-        ).fit(data)
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            # UMAP only warns when it drops a graph that it dislikes and computes another from the
+            # data.
+            warnings.filterwarnings("error", message="precomputed_knn has")
+            # Harmless here: new data cannot be transformed, and a graph of k = n - 1 stays as it
+            # is.
+            warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]")
+            warnings.filterwarnings("ignore", message="n_neighbors is larger than the dataset")
+            return umap.UMAP(
+                n_neighbors=k + 1,
+                precomputed_knn=(indices, distances),
+                random_state=random_state,
+                n_jobs=1,
+                **settings,
+            ).fit(data)
+    finally:
+        # Numba sets the number of threads of the OpenMP that torch uses too: to all cores.
+        torch.set_num_threads(threads)
 
 
 def _check_graph(indices: NDArray, distances: NDArray) -> None:
