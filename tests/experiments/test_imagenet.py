@@ -8,16 +8,18 @@ import pandas as pd
 import pytest
 
 from losskernel.commands import limit
-from losskernel.errors import ConfigError, TraceError
+from losskernel.errors import ConfigError, DataError, TraceError
 from losskernel.experiments.claims import BY_ID, verdict
 from losskernel.experiments.imagenet import analyze as semantic
 from losskernel.experiments.imagenet import controls
 from losskernel.experiments.imagenet import reports as semantic_reports
 from losskernel.experiments.imagenet import sample as imagenet
 from losskernel.experiments.imagenet.kernels import LIMIT, Sources, feature_kernel
+from losskernel.experiments.mislabel import probe_time
 from losskernel.gradients.covariance import gradient_covariance
 from losskernel.kernel.stored import StoredKernel
 from losskernel.semantics.wordnet import Hierarchy
+from losskernel.trace import LossTrace
 
 HIERARCHY = Path(__file__).parents[2] / "results/reference/imagenet/hierarchy.json"
 CLASSES, PER_CLASS = 6, 3
@@ -340,3 +342,23 @@ def test_a_subset_of_the_images_is_drawn_by_the_seed(run):
         return imagenet._load(SETTINGS | settings)[1].names.tolist()
 
     assert len(names(0)) == 7 and names(0) == names(0) != names(1)
+
+
+def test_losses_of_independent_draws_show_the_kernel_by_gradients(run, tmp_path):
+    settings = SETTINGS | {"image_folder": str(run / "images"), "wrong_labels": 2, "draws": 400}
+    settings |= {"eval_batch_size": 18, "seed": 0}
+    trace, output = tmp_path / "10000.nc", tmp_path / "direct.csv"
+    probe_time.sample(settings, 1e4, tmp_path / "journal", trace)
+    files = [run / f"{gamma:g}.npz" for gamma in GAMMAS]
+    controls.direct_draws(files, [trace], {"jackknife_blocks": 10}, output)
+    found = pd.read_csv(output).set_index("statistic")
+    assert found.gamma.tolist() == [1e4, 1e4] and found.inputs.tolist() == [18, 18]
+    for statistic in ("cka", "variance"):
+        row = found.loc[statistic]
+        assert 0 < row.standard_error < 0.3 and abs(row.value - 1) < 3 * row.standard_error
+    other = LossTrace.load(trace)
+    names = other.coordinate("name").copy()
+    names[0] = "someone/else.png"
+    LossTrace(other.dataset.assign_coords(name=("input", names))).save(tmp_path / "other.nc")
+    with pytest.raises(DataError, match="someone/else.png is no input of the kernels"):
+        controls.direct_draws(files, [tmp_path / "other.nc"], {"jackknife_blocks": 10}, output)

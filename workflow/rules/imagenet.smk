@@ -16,6 +16,8 @@ PROBES = {f"{probe['gamma']:g}": probe for probe in imagenet["kernel"]["probes"]
 # room for 1.3 GB of them: 2,000 images of 224 px. A profile's set-resources can ask for more.
 DECODED = 12 * (imagenet["max_inputs"] or 0) * (imagenet["image_size"] or 0) ** 2 // 10**6
 MODEL_MEMORY = 4000 + 3 * max(1300, DECODED)
+# Losses of independent draws under right and wrong labels check the kernels by gradients.
+DIRECT = config["mislabel"]["imagenet"]["include"]
 LOADING = "model weights image_size per_class max_inputs skip_unreadable"
 # What the kernels of the inputs, and the hierarchy of their classes, are made of.
 KERNELS = {
@@ -256,6 +258,7 @@ use rule step as imagenet_claims with:
         statistics=rules.imagenet_analyze.output.statistics,
         headline=rules.imagenet_analyze.output.headline,
         regions=rules.imagenet_embed.output.regions,
+        direct=f"{IMAGENET}/direct_draws.csv" if DIRECT else [],
     output:
         f"{IMAGENET}/claims.csv",
     log:

@@ -115,6 +115,22 @@ use rule step as mislabel_imagenet with:
         ),
 
 
+use rule step as imagenet_direct_draws with:
+    """The kernels by gradients against the losses of independent draws, under the right labels."""
+    input:
+        kernels=KERNELS["kernels"],
+        traces=rules.mislabel_imagenet.input.traces,
+    output:
+        f"{IMAGENET}/direct_draws.csv",
+    log:
+        log("imagenet_direct_draws"),
+    params:
+        **call(
+            "imagenet.controls.direct_draws",
+            settings=settings("mislabel.imagenet.analysis", "jackknife_blocks"),
+        ),
+
+
 if TINY_IMAGENET == "generated":
     # Stand-ins for photographs, for a run without data: an archive of random textures.
     TINY_IMAGENET = f"{MISLABEL}/generated.zip"

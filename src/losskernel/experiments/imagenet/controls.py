@@ -1,29 +1,37 @@
 """Controls of experiment 2: where the loss kernel must fail to show semantic structure.
 
 An untrained network of the same architecture, and data with several images a class, on which pairs
-of equal label look like structure unless they are removed. Each function is one rule of
+of equal label look like structure unless they are removed; and the losses of independent draws,
+which must show the kernel that the gradients show. Each function is one rule of
 ``workflow/rules/imagenet_controls.smk``.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image
 
 from losskernel.data.tiny_imagenet import load_tiny_imagenet
 from losskernel.errors import DataError
 from losskernel.experiments.imagenet.kernels import FEATURES, LIMIT, feature_kernel
-from losskernel.files import atomic_path
+from losskernel.files import atomic_path, write_csv
 from losskernel.gradients.linear_response import gram
 from losskernel.gradients.per_sample import Gradients
+from losskernel.kernel.alignment import corrected_cka
 from losskernel.kernel.control_variate import normalize
+from losskernel.kernel.covariance import half_kernels, self_covariance
+from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
+from losskernel.kernel.stored import StoredKernel
 from losskernel.progress import bar
 from losskernel.semantics.lift import lift_by_k, mean_common_depth, shuffled_null
 from losskernel.semantics.wordnet import Hierarchy
+from losskernel.trace import LossTrace
 
 LEVELS = (0.025, 0.975)
 TRAINED = "trained"  # the network of the experiment, on its own images
@@ -100,6 +108,60 @@ def _inputs(path: Path) -> str:
     """Fingerprint of the inputs of a limit."""
     with np.load(path) as stored:
         return str(stored["inputs_sha256"])
+
+
+def direct_draws(kernels: list[Path], traces: list[Path], settings: dict, output: Path) -> None:
+    """Kernels by gradients against the losses of independent draws, at the gammas of both.
+
+    ``output``: gamma, draws, inputs, statistic, value, standard_error. ``cka``: of R, without
+    noise, 1 where the two agree; ``variance``: sum of the self-covariances by losses over that by
+    gradients. Errors by the jackknife over ``settings["jackknife_blocks"]`` blocks of draws; those
+    of the pairs are left out.
+
+    Args:
+        kernels: by gradient pairs.
+        traces: of :func:`losskernel.experiments.mislabel.probe_time.sample`, of some of the inputs,
+            with draws that are not those of the pairs.
+
+    Raises:
+        DataError: a trace has images that the kernels have not.
+    """
+    stored = {kernel.gamma: kernel for kernel in map(StoredKernel.load, kernels)}
+    tables = []
+    for path in bar(traces, "direct draws", unit="gamma"):
+        trace = LossTrace.load(path)
+        kernel = stored.get(json.loads(trace.attributes["probe"])["gamma"])
+        if kernel is None:
+            continue
+        first = slice(None, None, int(trace.attributes["labels_per_image"]))  # the given label
+        losses, names = trace.losses[..., first], trace.coordinate("name")[first]
+        place = {name: at for at, name in enumerate(kernel.coordinates["name"])}
+        if missing := sorted(set(names) - set(place)):
+            raise DataError(f"{path}: {missing[0]} is no input of the kernels; sample both again")
+        chosen = np.array([place[name] for name in names])
+        among = np.ix_(chosen, chosen)
+        halves = [half[among] for half in kernel.halves]
+        variance = kernel.self_covariance[chosen].sum()
+
+        def agreement(part: NDArray, halves=halves, variance=variance) -> NDArray:
+            cka = corrected_cka(half_kernels(part), halves)
+            return np.array([cka, self_covariance(part).sum() / variance])
+
+        blocks = np.array_split(np.arange(losses.shape[1]), settings["jackknife_blocks"])
+        error = jackknife_error([agreement(np.delete(losses, b, axis=1)) for b in blocks])
+        tables.append(
+            pd.DataFrame(
+                {
+                    "gamma": kernel.gamma,
+                    "draws": losses.shape[1],
+                    "inputs": len(names),
+                    "statistic": ["cka", "variance"],
+                    "value": agreement(losses),
+                    "standard_error": error,
+                }
+            )
+        )
+    write_csv(pd.concat(tables), output)
 
 
 def _gram(path: Path, inputs: int) -> np.ndarray:

@@ -119,8 +119,18 @@ def _neighbors_markdown(found: pd.DataFrame, chance: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def claims(statistics: Path, headline: Path, regions: Path, settings: dict, output: Path) -> None:
-    """Rows of the comparison with the paper, of the kernel at the headline's localization."""
+def claims(
+    statistics: Path,
+    headline: Path,
+    regions: Path,
+    settings: dict,
+    output: Path,
+    direct: Path | None = None,
+) -> None:
+    """Rows of the comparison with the paper, of the kernel at the headline's localization.
+
+    ``direct`` is what :func:`losskernel.experiments.imagenet.controls.direct_draws` found.
+    """
     table, where, best = (pd.read_csv(path) for path in (statistics, regions, headline))
     k, depth, name = settings["claim_neighbors"], settings["claim_depth"], settings["headline"]
     name = name_of(name)
@@ -182,7 +192,9 @@ def claims(statistics: Path, headline: Path, regions: Path, settings: dict, outp
             None,
             int(value["pairs"]),
             f"of R over pairs of inputs, from independent halves by Spearman and Brown; {scale}",
-            beside={f"half, {name}": value["reliability of a half"]} | beside("reliability"),
+            beside={f"half, {name}": value["reliability of a half"]}
+            | beside("reliability")
+            | _agreement(direct),
         ),
     }
     if "signed excess" in facts.index:
@@ -196,3 +208,15 @@ def claims(statistics: Path, headline: Path, regions: Path, settings: dict, outp
         None, None, None, f"computed on a CPU; {scale}", tested=False
     )
     write_claims(rows, output)
+
+
+def _agreement(direct: Path | None) -> dict[str, float]:
+    """CKA without noise of gradients and losses, and how far from 1 it is in its errors."""
+    if direct is None:
+        return {}
+    found = pd.read_csv(direct)
+    return {
+        f"{name} with the losses of {row.draws} independent draws, {name_of(row.gamma)}": value
+        for row in found[found.statistic == "cka"].itertuples()
+        for name, value in (("CKA without noise", row.value), ("error of that", row.standard_error))
+    }
