@@ -125,6 +125,48 @@ def test_kernels_of_other_inputs_are_refused(made, tmp_path, capsys):
     assert not (tmp_path / "map.html").exists()
 
 
+@pytest.mark.parametrize("where", ["trace", "kernel", "table"])
+def test_labels_are_those_of_the_table_or_of_the_first_file_that_has_them(made, tmp_path, where):
+    """Inputs of equal label are no neighbors: not in the layout, and not in the list."""
+    folder, names, label, features = made
+    order = np.random.default_rng(2).permutation(len(label))
+    np.savez(tmp_path / "K.npz", K=features @ features.T, name=names)
+    given = ("--kernel", tmp_path / "K.npz")
+    if where == "trace":
+        given += (f"draws={folder / 'trace.nc'}",)
+    elif where == "kernel":
+        np.savez(
+            tmp_path / "own.npz", features=features[order], name=names[order], label=label[order]
+        )
+        given += (tmp_path / "own.npz",)
+    else:
+        table = pd.DataFrame({"name": names, "label": label}).iloc[order]
+        table.to_csv(tmp_path / "labels.csv", index=False)
+        given += ("--labels", tmp_path / "labels.csv")
+    output = ("--output", tmp_path / "map.html", "--table", tmp_path / "points.parquet")
+    assert run("map", *given, *output, "--neighbors", 6, "--k", K) == 0
+    found = pd.read_parquet(tmp_path / "points.parquet")
+    assert found["class"].tolist() == label.tolist()
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for i in (0, 20, 35):
+        assert found["neighbors"][i]["ids"][:K].tolist() == expected(unit @ unit.T, label, i)[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("a", "x"), ("b", "y")], "input 'c' is not there once"),
+        ([("a", "x"), ("b", "y"), ("c", "y"), ("b", "x")], "input 'b' is not there once"),
+    ],
+)
+def test_labels_are_one_an_input(tmp_path, capsys, rows, message):
+    np.savez(tmp_path / "K.npz", K=np.eye(3), name=np.array(["a", "b", "c"]))
+    pd.DataFrame(rows, columns=["name", "label"]).to_csv(tmp_path / "labels.csv", index=False)
+    files = ("--labels", tmp_path / "labels.csv", "--output", tmp_path / "map.html")
+    assert run("map", "--kernel", tmp_path / "K.npz", *files) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_a_stored_kernel_is_read(made):
     from losskernel.kernel.stored import StoredKernel
     from losskernel.pages.sources import read_kernel

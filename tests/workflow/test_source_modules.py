@@ -13,6 +13,10 @@ def package(tmp_path, monkeypatch):
         "errors.py": "",
         "plots.py": "from losskernel.maths import mean\n",
         "lazy.py": "",
+        "pages/page.py": "STYLE = 'shared.css'\n",
+        "pages/page.html": "",
+        "pages/shared.css": "",
+        "pages/other.html": "",
         "models/__init__.py": "",
         "models/net.py": "import losskernel.errors\n",
         "experiment.py": (
@@ -29,6 +33,7 @@ def package(tmp_path, monkeypatch):
             "def late():\n    from losskernel.lazy import thing\n    return thing\n"
             "def through_class():\n    return Thing()\n"
             "def shadowed(direct, *, late=None):\n    draw = direct\n    return draw, late\n"
+            "def browse():\n    from losskernel.pages import page\n    return page\n"
             "def with_default(value=TABLE):\n    return value\n"
             "def _helper():\n    return draw()\n"
             "class Thing:\n    def method(self):\n        return maths\n"
@@ -64,6 +69,19 @@ def test_a_function_takes_what_it_uses_and_all_behind_that(package, function, mo
 def test_a_name_that_does_not_exist_is_an_error(package, function):
     with pytest.raises(ValueError, match="no (module|function)"):
         sources(function)
+
+
+def test_a_page_takes_its_templates(package):
+    found = sources("experiment.browse")
+    expected = ("experiment.py", "pages/page.html", "pages/page.py", "pages/shared.css")
+    assert found == [f"src/losskernel/{name}" for name in expected]
+
+
+def test_the_map_in_the_browser_depends_on_its_script_and_not_on_that_of_suspects():
+    files = sources("experiments.imagenet.analyze.browse")
+    shown = [name.removeprefix("src/losskernel/pages/") for name in files if "/pages/" in name]
+    assert {"map.html", "map.js", "page.css", "page.js"} <= set(shown)
+    assert not [name for name in shown if name.startswith("suspects")]
 
 
 def test_the_analysis_of_a_trace_does_not_depend_on_the_models():

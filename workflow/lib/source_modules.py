@@ -1,10 +1,10 @@
 """Functions of ``losskernel`` as steps of the workflow, read from the source without importing it.
 
 Which source files a function depends on is read from the import statements: a digest of their
-content is a parameter of the rule that calls it, so that changing a module re-runs exactly the
-rules that use it. Dependence starts at one function: of its own module it takes only the imports
-that the function (or a helper or class it names, there) uses; from each imported module on, it
-takes all.
+content is a parameter of the rule that calls it, so that changing a module, or a template beside
+it, re-runs exactly the rules that use it. Dependence starts at one function: of its own module it
+takes only the imports that the function (or a helper or class it names, there) uses; from each
+imported module on, it takes all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 PACKAGE = "losskernel"
 ROOT = Path(__file__).parents[2] / "src"
+TEMPLATES = (".html", ".css", ".js")
 
 
 @cache
@@ -47,6 +48,17 @@ def _imports(tree: ast.AST) -> dict[str, str]:
                 if alias.name.split(".")[0] == PACKAGE:
                     found[alias.asname or PACKAGE] = alias.name
     return found
+
+
+def _templates(path: Path) -> set[Path]:
+    """Files of other kinds beside a module that are called as it is, or that it names."""
+    constants = (node.value for node in ast.walk(_tree(path)) if isinstance(node, ast.Constant))
+    named = {value for value in constants if isinstance(value, str)}
+    return {
+        file
+        for file in path.parent.iterdir()
+        if file.suffix in TEMPLATES and (file.stem == path.stem or file.name in named)
+    }
 
 
 def _names(*nodes: ast.AST) -> set[str]:
@@ -120,6 +132,7 @@ def sources(function: str) -> list[str]:
             continue
         files.add(found)
         todo += _imports(_tree(found)).values()
+    files = files.union(*map(_templates, files))
     return sorted(str(file.relative_to(ROOT.parent)) for file in files)
 
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from losskernel.data.images import WNID
 from losskernel.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ def map(
     output: Path,
     trace: Path | None = None,
     kernel: list[str] | None = None,
+    labels: Path | None = None,
     images: Path | None = None,
     hierarchy: Path | None = None,
     table: Path | None = None,
@@ -40,9 +42,12 @@ def map(
 
     Args:
         output: the page (.html).
-        trace: a saved trace (.nc): the first kernel, and the names, labels and losses.
+        trace: a saved trace (.nc): the first kernel, and the names and losses.
         kernel: further kernels, NAME=FILE or FILE: a trace (.nc), or an .npz with R or K, gram (of
-            gradients), or features, whose cosine is taken; name in it names the inputs.
+            gradients), or features, whose cosine is taken; name in it names the inputs, wnid or
+            label is their label.
+        labels: table (.csv) of the columns name and label; if not given, labels are those of the
+            first kernel that has them.
         images: folder of the images, if small copies of them are to be in the page.
         hierarchy: file of the classes' hierarchy; read from WordNet if classes are wnids and it is
             installed.
@@ -61,15 +66,15 @@ def map(
         names = np.arange(kernels[0].size).astype(str)
     for one in kernels[1:]:
         one.match(names)
-    labels = _labels(kernels[0].trace)
-    inputs = _inputs(names, labels, kernels[0].trace, hierarchy)
+    given = _labels(kernels) if labels is None else _labels_of(labels, names)
+    inputs = _inputs(names, given, kernels[0].trace, hierarchy)
     small = None if images is None else thumbnails(images, names, thumbnail)
-    apart = np.arange(len(names)) if keep_equal_labels or labels is None else labels
+    apart = np.arange(len(names)) if keep_equal_labels or given is None else given
     views: list[View] = []
     for one in bar(kernels, "maps", unit="map"):
         variances, first = one.self_covariance, views[0] if views else None
         views.append(view(one.name, one.blocks(), apart, neighbors, seed, variances, first))
-    left_out = labels is not None and not keep_equal_labels
+    left_out = given is not None and not keep_equal_labels
     note = (
         f"{len(names)} inputs. Near on the map is similar by R: their losses rise and fall "
         "together under small noise on the weights. "
@@ -90,11 +95,26 @@ def _kernels(trace: Path | None, given: list[str]) -> list[KernelFile]:
     return found
 
 
-def _labels(trace: LossTrace | None) -> np.ndarray | None:
-    """Labels of a trace: wnids, or class folders."""
-    coords = () if trace is None else trace.dataset.coords
-    found = next((c for c in ("wnid", "label") if c in coords), None)
-    return None if found is None else trace.coordinate(found).astype(str)
+def _labels(kernels: list[KernelFile]) -> np.ndarray | None:
+    """Labels of the first kernel that has them."""
+    for one in kernels:
+        if one.labels is not None:
+            if len(one.labels) != one.size:
+                raise DataError(f"{one.name}: {len(one.labels)} labels of {one.size} inputs")
+            return one.labels[one.order]
+    return None
+
+
+def _labels_of(path: Path, names: np.ndarray) -> np.ndarray:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("name")["label"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: no table with columns name and label ({error})") from error
+    absent = sorted(set(names) - set(table.index))
+    if absent or table.index.has_duplicates:
+        name = absent[0] if absent else table.index[table.index.duplicated()][0]
+        raise DataError(f"{path}: input '{name}' is not there once; give a row an input")
+    return table[names].to_numpy(str)
 
 
 def _inputs(
@@ -115,7 +135,7 @@ def _inputs(
     index = {wnid: i for i, wnid in enumerate(tree.wnids)}
     if labels is None or not set(labels) <= index.keys():
         raise DataError(
-            "hierarchy: the trace has no classes, or others than the hierarchy; leave it out"
+            "hierarchy: the inputs have no classes, or others than the hierarchy; leave it out"
         )
     numbers = np.array([index[label] for label in labels])
     return Inputs(names, np.array(tree.names)[numbers], loss, tree, numbers)

@@ -26,6 +26,7 @@ class KernelFile:
         vectors: ``(input, feature)`` whose cosine is R, or None.
         matrix: ``(input, input)`` of R, or None; without either, R is that of the trace's losses.
         names: of the inputs, if the file has them.
+        labels: of the inputs, wnids or class folders, if the file has them.
         trace: if the file is one.
         variances: diagonal of K, if known.
         order: rows that are taken.
@@ -33,6 +34,7 @@ class KernelFile:
 
     name: str
     names: np.ndarray | None = None
+    labels: np.ndarray | None = None
     trace: LossTrace | None = None
     vectors: np.ndarray | None = None
     matrix: np.ndarray | None = None
@@ -93,7 +95,7 @@ def read_kernel(text: str) -> KernelFile:
     """Read a kernel from ``NAME=FILE`` or ``FILE``: a trace (.nc), or an .npz with one of its keys.
 
     R, or K or ``gram`` (of gradients) that are normalized, or ``features`` whose cosine is taken;
-    ``name`` in it, if there, names the inputs. Or what
+    ``name`` in it, if there, names the inputs, and ``wnid`` or ``label`` is their label. Or what
     :meth:`losskernel.kernel.stored.StoredKernel.save` wrote.
 
     Raises:
@@ -105,7 +107,9 @@ def read_kernel(text: str) -> KernelFile:
     name = name if equals else path.stem
     if path.suffix == ".nc":
         trace = LossTrace.load(path)
-        return KernelFile(name, trace.coordinate(name_of(trace)).astype(str), trace)
+        coords = {str(key): values.values for key, values in trace.dataset.coords.items()}
+        names = coords["name" if "name" in coords else "input"].astype(str)
+        return KernelFile(name, names, _labels(coords), trace)
     if not path.is_file():
         raise DataError(f"{path}: no such kernel; correct the path")
     try:
@@ -115,14 +119,20 @@ def read_kernel(text: str) -> KernelFile:
         raise DataError(f"{path}: unreadable as .npz ({error}); make it again") from error
     if "triangle" in held:
         stored = StoredKernel.load(path)
-        names, variances = stored.coordinates["name"].astype(str), stored.self_covariance
-        return KernelFile(name, names, matrix=stored.r, variances=variances)
+        return KernelFile(
+            name,
+            stored.coordinates["name"].astype(str),
+            _labels(stored.coordinates),
+            matrix=stored.r,
+            variances=stored.self_covariance,
+        )
     names = held["name"].astype(str) if "name" in held else None
+    labels = _labels(held)
     if "features" in held:
         vectors = held["features"].astype(np.float64)
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
-        return KernelFile(name, names, vectors=vectors)
+        return KernelFile(name, names, labels, vectors=vectors)
     covariance = held.get("K", held.get("gram"))
     if "R" in held:
         matrix = held["R"].astype(np.float64)
@@ -132,11 +142,10 @@ def read_kernel(text: str) -> KernelFile:
         raise DataError(f"{path}: holds {', '.join(held)}; needs one of R, K, gram, features")
     if matrix.ndim != 2 or len(matrix) != matrix.shape[1] or not np.isfinite(matrix).all():
         raise DataError(f"{path}: not a finite (input, input) matrix; make it again")
-    return KernelFile(
-        name, names, matrix=matrix, variances=None if covariance is None else np.diag(covariance)
-    )
+    variances = None if covariance is None else np.diag(covariance)
+    return KernelFile(name, names, labels, matrix=matrix, variances=variances)
 
 
-def name_of(trace: LossTrace) -> str:
-    """The coordinate of a trace that names its inputs."""
-    return "name" if "name" in trace.dataset.coords else "input"
+def _labels(held: dict[str, np.ndarray]) -> np.ndarray | None:
+    found = next((key for key in ("wnid", "label") if key in held), None)
+    return None if found is None else np.asarray(held[found]).astype(str)
