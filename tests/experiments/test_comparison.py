@@ -33,6 +33,15 @@ def test_the_number_of_the_paper_and_its_side_are_said():
     assert said == "does not hold: 0.9 ± 0.007, below the paper's 0.958"
 
 
+def test_a_claim_that_needs_a_null_does_not_hold_without_one():
+    claim = BY_ID["development.coarse_to_fine"]
+    row = measured(0.9, 0.1, 3, "")
+    assert verdict(claim, row) == "not resolved"
+    assert prose(claim, row).endswith("above 0; no null shows what growth alone gives")
+    assert verdict(claim, measured(0.9, 0.1, 3, "", null=0.5)) == "holds"
+    assert verdict(claim, measured(-0.9, 0.1, 3, "")) == "does not hold"
+
+
 def test_an_unknown_id_is_refused(tmp_path):
     with pytest.raises(KeyError, match=r"mislabel.acu"):
         write_claims({"mislabel.acu": measured(1, 1, 1, "")}, tmp_path / "claims.csv")

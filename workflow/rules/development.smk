@@ -1,9 +1,8 @@
 """Experiment 5: the kernel along training, of an arithmetic network and of an image classifier.
 
-The arithmetic network is always trained and sampled. Of the image classifier, what needs images is
-computed if `development.tiny_imagenet.archive` is given, else its tracked copy is read: the traces
-of most networks, and the curves measured from them of those in `tracked_curves`. It is left out
-altogether unless `enabled`.
+The arithmetic network is always trained and sampled. The image classifier is if
+`development.tiny_imagenet.archive` is given; else the tracked curves and maps of its networks are
+read. It is left out altogether unless `enabled`.
 """
 
 DEVELOPMENT = f"{RESULTS}/development"
@@ -13,8 +12,8 @@ classifier = partial(settings, "development.tiny_imagenet")
 trajectory = partial(settings, "development.tiny_imagenet.analysis", seed=SEED)
 # What the arithmetic part has in common with experiment 1.
 SHARED = {key: arithmetic[key] for key in ("network", "train_share", "rise", "directions")}
-# What is computed from images, or its tracked copy.
-CHECKPOINTS = f"{REFERENCE}/development" if tiny["archive"] is None else DEVELOPMENT
+# What is measured of the networks, or its tracked copy.
+MEASURED = f"{REFERENCE if tiny['archive'] is None else RESULTS}/development"
 # Steps of the checkpoints of each network.
 DEVELOPED = {str(seed): tiny["checkpoints"] for seed in tiny["training_seeds"]}
 DEVELOPED |= {
@@ -28,21 +27,12 @@ TINY_PROBES = ("fixed", "rise")  # the two rules for the probe
 # What is known of each network's checkpoints: states, and traces under both rules for the probe.
 CHECKPOINT_FILES = {
     network: {
-        "states": [f"{CHECKPOINTS}/{network}/{step}.npz" for step in steps],
+        "states": [f"{DEVELOPMENT}/{network}/{step}.npz" for step in steps],
         "traces": [
-            f"{CHECKPOINTS}/{network}/{step}-{probe}.nc" for step in steps for probe in TINY_PROBES
+            f"{DEVELOPMENT}/{network}/{step}-{probe}.nc" for step in steps for probe in TINY_PROBES
         ],
     }
     for network, steps in DEVELOPED.items()
-}
-# Where each network's curves are: measured by a rule, or their tracked copy.
-CURVES = {
-    network: (
-        f"{REFERENCE}/development/{network}.npz"
-        if tiny["archive"] is None and network in tiny["tracked_curves"]
-        else f"{DEVELOPMENT}/measured/{network}.npz"
-    )
-    for network in DEVELOPED
 }
 
 
@@ -252,7 +242,7 @@ use rule step as development_maps with:
 use rule step as development_analyze with:
     """When each depth of the hierarchy appears along training, and in what order."""
     input:
-        curves=CURVES.values(),
+        curves=expand(f"{MEASURED}/measured/{{network}}.npz", network=DEVELOPED),
     output:
         metrics=f"{DEVELOPMENT}/metrics.csv",
         crossings=f"{DEVELOPMENT}/crossings.csv",
@@ -282,7 +272,7 @@ use rule step as figure_development with:
     """Maps in a row, lift by depth along training, order of the depths, CKA of checkpoints."""
     input:
         **outputs(rules.development_analyze, "metrics crossings order"),
-        arrays=rules.development_maps.output,
+        arrays=f"{MEASURED}/maps.npz",
     output:
         **figure("development", "5 Development"),
     log:
@@ -294,7 +284,7 @@ use rule step as figure_development with:
 use rule step as figure_development_animation with:
     """The map along training as a GIF."""
     input:
-        arrays=rules.development_maps.output,
+        arrays=f"{MEASURED}/maps.npz",
     output:
         report(f"{FIGURES}/development_map.gif", category="5 Development"),
     log:

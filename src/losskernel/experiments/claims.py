@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from losskernel.diagnostics.judge import HOLDS, UNTESTED, Number, Range, judge
+from losskernel.diagnostics.judge import HOLDS, UNRESOLVED, UNTESTED, Number, Range, judge
 from losskernel.files import write_csv
 
 
@@ -26,6 +26,7 @@ class Claim:
         expected: what is claimed of it; None for a fact that is only set beside the paper's.
         reported: the number that the paper states.
         headline: whether the README shows it.
+        needs_null: whether it may hold only beyond a null; without one it is not resolved.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Claim:
     expected: Range | Number | None = None
     reported: float | None = None
     headline: bool = False
+    needs_null: bool = False
 
 
 def _number(name: str, section: str, quantity: str, value: float, **options) -> Claim:
@@ -212,6 +214,8 @@ CLAIMS = (
         "rank correlation of hypernym depth and the step at which its lift appears; claim: above 0",
         ABOVE_ZERO,
         headline=True,
+        # Lifts of nested depths are not exchangeable: growth of one kernel alone may order them.
+        needs_null=True,
     ),
 )
 BY_ID = {claim.id: claim for claim in CLAIMS}
@@ -263,7 +267,8 @@ def verdict(claim: Claim, row: dict) -> str:
         return "" if row["tested"] and not pd.isna(row["reproduced"]) else UNTESTED
     fields = (row["reproduced"], row["spread"], row["null"])
     estimate, error, null = (None if pd.isna(value) else float(value) for value in fields)
-    return judge(estimate, error, null, claim.expected, bool(row["tested"]))
+    found = judge(estimate, error, null, claim.expected, bool(row["tested"]))
+    return UNRESOLVED if found == HOLDS and claim.needs_null and null is None else found
 
 
 def prose(claim: Claim, row: dict) -> str:
@@ -274,8 +279,7 @@ def prose(claim: Claim, row: dict) -> str:
     value, spread, null = row["reproduced"], row["spread"], row["null"]
     said = f"{value:.3g}" if pd.isna(spread) else f"{value:.3g} ± {spread:.2g}"
     if claim.expected is None:
-        paper = "" if claim.reported is None else f" against the paper's {claim.reported:g}"
-        return f"{said}{paper}, at another scale"
+        return said if claim.reported is None else f"{said} against the paper's {claim.reported:g}"
     if isinstance(claim.expected, Number):
         paper, away = claim.expected.value, value - claim.expected.value
         near = not pd.isna(spread) and abs(away) <= 2 * spread
@@ -285,5 +289,7 @@ def prose(claim: Claim, row: dict) -> str:
     bounds = [f"above {low:g}"] * math.isfinite(low) + [f"below {high:g}"] * math.isfinite(high)
     wanted = " and ".join(bounds)
     beyond = "" if pd.isna(null) else f", its null's 97.5 % bound is {null:.3g}"
+    if claim.needs_null and pd.isna(null):
+        beyond = "; no null shows what growth alone gives"
     claimed = "as claimed" if word == HOLDS else "the claim"
     return f"{word}: {said}, {claimed}: {wanted}{beyond}"
