@@ -20,9 +20,14 @@ settings.load_profile("untimed")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+# The files that take longest, in the order in which they begin; the rest goes on beside them.
+LONGEST = ("test_dag", "test_slurm", "test_tutorials", "test_arithmetic", "test_folders")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The run of the whole DAG first: it takes longest, and the rest goes on beside it."""
-    items.sort(key=lambda item: item.path.name != "test_dag.py")
+    """The longest files first, so that no process is left with one at the end."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")

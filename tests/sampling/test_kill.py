@@ -9,7 +9,7 @@ import sys
 KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, torch, torch._dynamo  # which the first run would import, in every fork
 from safetensors import safe_open
 from torch import nn
 from losskernel import Probe, sample_losses

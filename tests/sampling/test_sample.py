@@ -1,7 +1,5 @@
 import json
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -124,59 +122,6 @@ def test_interrupted_equals_uninterrupted(tmp_path, engine):
     assert found.attributes["resumed_draws"] == 4 and found.attributes["seconds_draws"] == 7
     again = sample(engine=engine, draws=4, journal=tmp_path)  # fewer than there are
     assert np.array_equal(again.losses, whole.losses[:, :4])
-
-
-KILLED = """
-import os, random, signal, sys, time
-import numpy as np, torch
-from torch import nn
-from losskernel import Probe, sample_losses
-
-torch.set_num_threads(1)
-folder, draws, kills = sys.argv[1], 150, 7
-
-
-def run(journal):
-    torch.manual_seed(0)
-    x, y = torch.randn(30, 4), torch.arange(30) % 3
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
-    return sample_losses(model, (x, y), Probe(20, 10, 1e-3), chains=2, draws=draws, burn_in=5,
-                         steps_per_draw=2, batch_size=7, journal=journal, progress=False,
-                         engine="sequential")  # starts at once, as vmap does not
-
-
-def written(path=os.path.join(folder, "losses.f32")):
-    return os.path.getsize(path) // (4 * 2 * 30) if os.path.exists(path) else 0
-
-
-rng = random.Random(1)
-for target in sorted(rng.sample(range(draws - 10), kills)):
-    child = os.fork()
-    if child == 0:
-        run(folder)
-        os._exit(0)
-    while written() < target:
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), "finished before it was killed"
-    time.sleep(rng.uniform(0, 0.01))
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    print("killed at", written())
-resumed, whole = run(folder), run(None)
-for name in ("loss", "batch_loss", "initial_loss"):
-    np.testing.assert_array_equal(resumed.dataset[name], whole.dataset[name])
-assert resumed.attributes["resumed_draws"] > 0
-print("identical")
-"""
-
-
-def test_a_process_killed_at_random_moments_resumes_to_the_same_trace(tmp_path):
-    """Seven kills, each a random while after a random number of draws was on disk."""
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "journal")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    *kills, last = done.stdout.splitlines()
-    assert len(kills) == 7 and last == "identical"
 
 
 @pytest.mark.parametrize(

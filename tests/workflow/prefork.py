@@ -17,7 +17,16 @@ import sys
 import traceback
 from pathlib import Path
 
-PRELOADED = ("torch", "torchvision", "timm", "xarray", "h5netcdf", "scipy.stats", "pandas")
+PRELOADED = (
+    "torch",
+    "torch._dynamo",
+    "torchvision",
+    "timm",
+    "xarray",
+    "h5netcdf",
+    "scipy.stats",
+    "pandas",
+)
 PRELOADED += ("matplotlib.pyplot", "seaborn", "sklearn.linear_model", "umap", "bokeh.plotting")
 PRELOADED += ("arviz_stats", "nltk", "cleanlab", "safetensors.torch", "snakemake.cli")
 PROGRAMS = {"losskernel": "losskernel.cli", "snakemake": "snakemake.cli"}
