@@ -12,11 +12,13 @@ from losskernel.errors import ConfigError, DataError, TraceError
 from losskernel.experiments.claims import BY_ID, verdict
 from losskernel.experiments.imagenet import analyze as semantic
 from losskernel.experiments.imagenet import controls
+from losskernel.experiments.imagenet import figures as semantic_figures
 from losskernel.experiments.imagenet import reports as semantic_reports
 from losskernel.experiments.imagenet import sample as imagenet
 from losskernel.experiments.imagenet.kernels import LIMIT, Sources, feature_kernel
 from losskernel.experiments.mislabel import probe_time
 from losskernel.gradients.covariance import gradient_covariance
+from losskernel.kernel.covariance import correlation
 from losskernel.kernel.stored import StoredKernel
 from losskernel.semantics.wordnet import Hierarchy
 from losskernel.trace import LossTrace
@@ -350,7 +352,18 @@ def test_losses_of_independent_draws_show_the_kernel_by_gradients(run, tmp_path)
     trace, output = tmp_path / "10000.nc", tmp_path / "direct.csv"
     probe_time.sample(settings, 1e4, tmp_path / "journal", trace)
     files = [run / f"{gamma:g}.npz" for gamma in GAMMAS]
-    controls.direct_draws(files, [trace], {"jackknife_blocks": 10}, output)
+    settings, cost = {"jackknife_blocks": 10}, tmp_path / "cost.csv"
+    controls.direct_draws(files, [trace], settings, output, cost)
+    sizes = pd.read_csv(cost).set_index(["estimator", "size"])
+    assert list(sizes.loc["losses"].index) == [5, 10, 20, 200]
+    assert sizes.loc[("gradient pairs", 2)].seconds > sizes.loc[("losses", 200)].seconds > 0
+    r = correlation(LossTrace.load(trace).losses[:, :200, ::3])
+    other = correlation(LossTrace.load(trace).losses[:, 200:, ::3])
+    above = np.triu_indices(18, 1)
+    expected = np.corrcoef(r[above], other[above])[0, 1]
+    assert sizes.loc[("losses", 200)].reliability == pytest.approx(expected)
+    semantic_figures.estimators(cost, tmp_path / "e.pdf", tmp_path / "e.png")
+    assert (tmp_path / "e.png").stat().st_size > 10_000
     found = pd.read_csv(output).set_index("statistic")
     assert found.gamma.tolist() == [1e4, 1e4] and found.inputs.tolist() == [18, 18]
     for statistic in ("cka", "variance"):
@@ -361,4 +374,4 @@ def test_losses_of_independent_draws_show_the_kernel_by_gradients(run, tmp_path)
     names[0] = "someone/else.png"
     LossTrace(other.dataset.assign_coords(name=("input", names))).save(tmp_path / "other.nc")
     with pytest.raises(DataError, match="someone/else.png is no input of the kernels"):
-        controls.direct_draws(files, [tmp_path / "other.nc"], {"jackknife_blocks": 10}, output)
+        controls.direct_draws(files, [tmp_path / "other.nc"], settings, output, cost)

@@ -121,7 +121,8 @@ use rule step as imagenet_direct_draws with:
         kernels=KERNELS["kernels"],
         traces=rules.mislabel_imagenet.input.traces,
     output:
-        f"{IMAGENET}/direct_draws.csv",
+        agreement=f"{IMAGENET}/direct_draws.csv",
+        cost=f"{IMAGENET}/cost.csv",
     log:
         log("imagenet_direct_draws"),
     params:
@@ -129,6 +130,18 @@ use rule step as imagenet_direct_draws with:
             "imagenet.controls.direct_draws",
             settings=settings("mislabel.imagenet.analysis", "jackknife_blocks"),
         ),
+
+
+use rule step as figure_estimators with:
+    """Reliability of R against seconds, by the losses of direct draws and by gradient pairs."""
+    input:
+        cost=rules.imagenet_direct_draws.output.cost,
+    output:
+        **figure("estimators", "2 ImageNet"),
+    log:
+        log("figure_estimators"),
+    params:
+        **call("imagenet.figures.estimators"),
 
 
 if TINY_IMAGENET == "generated":

@@ -24,7 +24,7 @@ from losskernel.gradients.linear_response import gram
 from losskernel.gradients.per_sample import Gradients
 from losskernel.kernel.alignment import corrected_cka
 from losskernel.kernel.control_variate import normalize
-from losskernel.kernel.covariance import half_kernels, self_covariance
+from losskernel.kernel.covariance import correlation, half_kernels, self_covariance
 from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.kernel.stored import StoredKernel
@@ -34,6 +34,7 @@ from losskernel.semantics.wordnet import Hierarchy
 from losskernel.trace import LossTrace
 
 LEVELS = (0.025, 0.975)
+SIZES = (5, 10, 20)  # draws of an estimate, beside half of all
 TRAINED = "trained"  # the network of the experiment, on its own images
 
 
@@ -110,13 +111,17 @@ def _inputs(path: Path) -> str:
         return str(stored["inputs_sha256"])
 
 
-def direct_draws(kernels: list[Path], traces: list[Path], settings: dict, output: Path) -> None:
+def direct_draws(
+    kernels: list[Path], traces: list[Path], settings: dict, output: Path, output_cost: Path
+) -> None:
     """Kernels by gradients against the losses of independent draws, at the gammas of both.
 
     ``output``: gamma, draws, inputs, statistic, value, standard_error. ``cka``: of R, without
     noise, 1 where the two agree; ``variance``: sum of the self-covariances by losses over that by
     gradients. Errors by the jackknife over ``settings["jackknife_blocks"]`` blocks of draws; those
-    of the pairs are left out.
+    of the pairs are left out. ``output_cost``: gamma, rise, estimator, size (draws or pairs of one
+    estimate), seconds an input and draw or pair, reliability (correlation over pairs of inputs of R
+    from two disjoint sets of that size).
 
     Args:
         kernels: by gradient pairs.
@@ -127,7 +132,7 @@ def direct_draws(kernels: list[Path], traces: list[Path], settings: dict, output
         DataError: a trace has images that the kernels have not.
     """
     stored = {kernel.gamma: kernel for kernel in map(StoredKernel.load, kernels)}
-    tables = []
+    tables, costs = [], []
     for path in bar(traces, "direct draws", unit="gamma"):
         trace = LossTrace.load(path)
         kernel = stored.get(json.loads(trace.attributes["probe"])["gamma"])
@@ -161,7 +166,25 @@ def direct_draws(kernels: list[Path], traces: list[Path], settings: dict, output
                 }
             )
         )
+        facts = {"gamma": kernel.gamma, "rise": kernel.rise[0]}
+        seconds = trace.attributes["seconds"] / trace.attributes["seconds_draws"] / len(names)
+        largest = losses.shape[1] // 2
+        for size in sorted({*(s for s in SIZES if s < largest), largest}):
+            half = (losses[:, :size], losses[:, largest : largest + size])
+            agree = _agreement(*map(correlation, half))
+            costs.append((*facts.values(), "losses", size, seconds, agree))
+        pairs = kernel.attributes["pairs"]
+        seconds = kernel.attributes["seconds"] / pairs / len(kernel.r)
+        agree = _agreement(*halves)
+        costs.append((*facts.values(), "gradient pairs", pairs / 2, seconds, agree))
     write_csv(pd.concat(tables), output)
+    columns = [*facts, "estimator", "size", "seconds", "reliability"]
+    write_csv(pd.DataFrame(costs, columns=columns), output_cost)
+
+
+def _agreement(first: NDArray, second: NDArray) -> float:
+    above = np.triu_indices(len(first), 1)
+    return float(np.corrcoef(first[above], second[above])[0, 1])
 
 
 def _gram(path: Path, inputs: int) -> np.ndarray:

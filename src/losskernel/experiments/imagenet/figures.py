@@ -387,3 +387,31 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
         )
         axis.legend(frameon=False, fontsize="small", loc="upper left")
     save_figure(figure, output, output_png)
+
+
+def estimators(cost: Path, output: Path, output_png: Path) -> None:
+    """Reliability of R against the seconds that it takes, by losses and by gradient pairs.
+
+    Points are measured, lines follow from the point of the largest size by the formula of Spearman
+    and Brown: n times the work brings a reliability r to ``n r / (1 + (n - 1) r)``.
+    """
+    apply_style()
+    table = pd.read_csv(cost)
+    gammas = sorted(table.gamma.unique(), reverse=True)
+    figure, axes = plt.subplots(
+        1, len(gammas), figsize=(4.2 * len(gammas), 4), sharey=True, squeeze=False
+    )
+    seconds = np.geomspace(0.05, 100, 200)
+    for axis, gamma in zip(axes[0], gammas, strict=True):
+        for name, color, marker in (("losses", ORANGE, "s"), ("gradient pairs", BLUE, "o")):
+            rows = table[(table.gamma == gamma) & (table.estimator == name)].sort_values("size")
+            axis.plot(rows["size"] * rows.seconds, rows.reliability, marker, color=color)
+            last = rows.iloc[-1]
+            more = seconds / (last["size"] * last.seconds)
+            line = more * last.reliability / (1 + (more - 1) * last.reliability)
+            axis.plot(seconds, line, color=color, label=name)
+        axis.set(xscale="log", xlabel="seconds of one core an input", ylim=(0, 1))
+        axis.set_title(f"γ = {gamma:,.0f}: loss + {rows.rise.iloc[0]:.2g} nats")
+    axes[0, 0].set_ylabel("reliability of R over pairs of inputs")
+    axes[0, 0].legend(frameon=False, loc="upper left")
+    save_figure(figure, output, output_png)
