@@ -14,6 +14,7 @@ from torch import nn
 from losskernel import Probe, gradient_covariance, sample_losses
 from losskernel.data.arithmetic import modular_table
 from losskernel.errors import ConfigError, DataError, TraceError
+from losskernel.gradients import sources
 from losskernel.kernel.covariance import covariance as loss_covariance
 from losskernel.models.transformer import ArithmeticTransformer
 from losskernel.sampling.sample import cross_entropy
@@ -37,6 +38,31 @@ def test_quadratic_losses(gamma):
     rise, error = found.rise
     known = float(problem.h.diagonal(dim1=1, dim2=2).sum(1).mean()) / (2 * gamma)
     assert abs(rise - known) < student.isf(FALSE_ALARM / 2, 59) * error
+
+
+def test_a_journal_goes_on_in_its_own_blocks(tmp_path, monkeypatch):
+    """Also where other blocks are measured, as after an update of PyTorch."""
+    problem = Quadratic()
+
+    def run(pairs, block, journal):
+        monkeypatch.setattr(sources, "_block_size", lambda *_: block)
+        options = {"gamma": 4.0, "journal": tmp_path / journal}
+        return estimate(problem.model, problem.loss, 5, pairs=pairs, **options)
+
+    run(4, 2, "updated")
+    found, whole = run(6, 5, "updated"), run(6, 2, "whole")
+    np.testing.assert_array_equal(found.kernel, whole.kernel)
+    np.testing.assert_array_equal(found.losses, whole.losses)
+
+
+def test_numpy_numbers_are_as_good_as_python_s(tmp_path):
+    problem = Quadratic()
+    options = {"gamma": np.float32(4), "pairs": np.int64(4), "groups": np.int32(4)}
+    options |= {"seed": np.int64(3), "width": np.uint16(50), "n_beta": np.float64(0)}
+    found = estimate(problem.model, problem.loss, 5, journal=tmp_path, **options)
+    plain = {"gamma": 4, "pairs": 4, "groups": 4, "seed": 3, "width": 50}
+    expected = estimate(problem.model, problem.loss, 5, journal=tmp_path, **plain)
+    np.testing.assert_array_equal(found.kernel, expected.kernel)
 
 
 def hermite(x, order):

@@ -152,8 +152,10 @@ class Augmented(Dataset):
 
 def test_items_that_differ_between_readings_are_refused(tmp_path):
     refused(tmp_path, "^data: item 0 differs from one reading", network(), Augmented(1e-6))
-    # Gradients may come from augmented data.
-    sample(network(), Augmented(0.1), probe_data=(X, Y))
+    # The data of the gradients alone, of which a chain never reads an item twice in a batch.
+    for function in (sample, lambda *args, **data: propose_probe(*args, 20, **data)):
+        with pytest.raises(DataError, match="^data: item 0 differs .* fix its seed by item$"):
+            function(network(), Augmented(0.1), probe_data=(X, Y))
 
 
 @ENGINES
@@ -220,9 +222,19 @@ def test_an_input_that_is_not_finite_is_named(tmp_path, x, number, wrap):
             function(model, wrap(x, Y))
     with pytest.raises(DataError, match=message):
         sample(model, (X, Y), probe_data=wrap(x, Y))
-    if wrap is not TensorDataset:
-        with pytest.raises(DataError, match=message):
-            sample(model, (x, Y), probe_data=(X, Y))
+    with pytest.raises(DataError, match=message):
+        sample(model, wrap(x, Y), probe_data=(X, Y))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_item_that_is_first_read_for_a_minibatch_is_checked_too(workers):
+    """A data set of more items than are read before the first draw."""
+    many, labels = X.repeat(50, 1), Y.repeat(50)
+    many[501] = torch.inf
+    model = nn.Sequential(nn.Tanh(), network())
+    settings = {"probe_data": (X, Y), "batch_size": 1000, "workers": workers}
+    with pytest.raises(DataError, match="^data: input 501 holds NaN or an infinite number"):
+        sample(model, TensorDataset(many, labels), **settings)
 
 
 def test_a_target_that_is_not_finite_is_named():

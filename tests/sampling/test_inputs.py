@@ -149,4 +149,4 @@ def test_text_counts_by_input():
     assert list(y) == words and [len(leaf) for leaf in leaves(y)] == [3]
     prints = {Inputs(Items(list(order))).fingerprint() for order in (words, words[::-1])}
     assert len(prints) == 2
-    assert Inputs(Items(words)).fingerprint(targets_only=True) not in prints
+    assert Inputs(Items(words)).fingerprint(few=True) not in prints

@@ -388,13 +388,13 @@ def scaled_by(weight):
 
 
 def test_a_journal_sees_the_data_of_the_gradients(tmp_path):
-    """Tensors whole; of a data set, whose inputs may be augmented at random, some targets."""
     shown = {"probe_data": (X[:4], Y[:4]), "draws": 2}
     for name, make in (("tensors", lambda *pair: pair), ("data set", TensorDataset)):
         sample(data=make(X, Y), journal=tmp_path / name, **shown)
         with pytest.raises(TraceError, match="holds a run with data_sha256"):
             sample(data=make(X, (Y + 1) % 4), journal=tmp_path / name, **shown)
-    sample(data=TensorDataset(X + 1, Y), journal=tmp_path / "data set", **shown)
+        with pytest.raises(TraceError, match="holds a run with data_sha256"):
+            sample(data=make(X + 1, Y), journal=tmp_path / name, **shown)
 
 
 def test_a_journal_sees_arrays_in_the_loss_and_buffers_that_are_not_saved(tmp_path):

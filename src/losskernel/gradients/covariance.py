@@ -60,6 +60,7 @@ from losskernel.sampling.engines import LossPerInput
 from losskernel.sampling.fingerprints import loss_fingerprint
 from losskernel.sampling.inputs import Inputs, state_fingerprint
 from losskernel.sampling.parameters import layout_fingerprint, select_parameters
+from losskernel.sampling.probe import nonnegative, whole
 from losskernel.sampling.sample import Data, cross_entropy
 from losskernel.seeds import fill_draw
 
@@ -222,21 +223,18 @@ def gradient_covariance(
         TraceError: the journal is of another model, other data or other settings.
         LossKernelError: there is too little disk space.
     """
-    if not (math.isfinite(gamma) and gamma > 0):
-        raise ConfigError(f"gamma = {gamma} must be a finite number above 0")
-    if pairs < 4:
-        raise ConfigError(f"pairs = {pairs} must be at least 4: each half needs two")
-    if groups < 4 or groups % 2:
+    gamma, n_beta = nonnegative("gamma", gamma), nonnegative("n_beta", n_beta)
+    if gamma == 0:
+        raise ConfigError("gamma = 0 must be a finite number above 0")
+    pairs, groups = whole(4, pairs=pairs, groups=groups)  # each half of the pairs needs two
+    (seed,), (width,) = whole(0, seed=seed), whole(1, width=width)
+    if groups % 2:
         raise ConfigError(f"groups = {groups} must be an even number of at least 4")
-    if not (math.isfinite(n_beta) and n_beta >= 0):
-        raise ConfigError(f"n_beta = {n_beta} must be a finite number of at least 0")
     if (n_beta > 0) != (fisher is not None):
         raise ConfigError(
             f"n_beta = {n_beta} and fisher belong together: gradients of the training data "
             "(per_sample_gradients) make the Fisher matrix of n_beta > 0"
         )
-    if seed < 0:
-        raise ConfigError(f"seed = {seed} must be at least 0")
     inputs = Inputs(data, device)
     names = select_parameters(model, parameters)
     with ExitStack() as stack:
@@ -272,9 +270,9 @@ def gradient_covariance(
                     )
             settings |= {"n_beta": n_beta, "fisher": [fisher.inputs_sha256, len(fisher)]}
         laplace = None if fisher is None else Laplace(fisher, gamma, n_beta, progress)
-        run = _Run(source, inputs, fold, gamma, seed, block, laplace)
         record = _Record(folder, settings, fold.width)
         stack.enter_context(record.lock)
+        run = _Run(source, inputs, fold, gamma, seed, record.block, laplace)
         record.prepare(run)
         total, done = 2 * pairs * len(inputs), 2 * len(record.pairs) * len(inputs)
         shown = stack.enter_context(
@@ -399,6 +397,7 @@ class _Record:
     def __init__(self, folder: Path, settings: dict, width: int):
         self.folder, self._settings, self._width = folder, settings, width
         self.inputs, self.groups = settings["inputs"], settings["groups"]
+        self._path = folder / "settings.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -410,13 +409,30 @@ class _Record:
         while (path := folder / f"pair-{len(self.pairs):05d}.npz").exists():
             self.pairs.append(path)
 
+    @property
+    def block(self) -> int:
+        """Inputs at once: those of the run that began, for rounding depends on company.
+
+        What is measured now may differ from that, after an update of PyTorch for example.
+        """
+        if self._path.exists():
+            self._settings["block"] = self._found().get("block", self._settings["block"])
+        return self._settings["block"]
+
+    def _found(self) -> dict:
+        try:
+            return dict(json.loads(self._path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            message = f"{self._path}: unreadable; delete the folder to start over"
+            raise TraceError(message) from error
+
     def prepare(self, run: _Run) -> None:
         """Check that what is there belongs to this run, and remove what a kill left behind."""
-        path, settings = self.folder / "settings.json", json.loads(json.dumps(self._settings))
+        path, settings = self._path, json.loads(json.dumps(self._settings))
         row = 4 * self.inputs * self._width
         if path.exists():
+            found = self._found()
             try:
-                found = json.loads(path.read_text())
                 kept = np.load(self.folder / "initial.npy")
             except (OSError, ValueError) as error:
                 raise TraceError(f"{path}: unreadable; delete the folder to start over") from error

@@ -52,7 +52,7 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool) -> str:
     """
     check_data(engine, inputs, default_loss)
     few = _spread(len(inputs), _FEW)
-    x, y = _read_twice(inputs, few)
+    x, y = inputs.take(few)
     center = engine.center[None]
     weights = torch.cat([center, _moved(engine.center)])
     whole = _evaluated(engine, weights, x, y)
@@ -128,27 +128,25 @@ def _evaluated(engine: Engine, weights: Tensor, x: Any, y: Any) -> np.ndarray:
         return engine.example_losses(weights, x, y).double().cpu().numpy()
 
 
-def _read_twice(inputs: Inputs, few: np.ndarray) -> tuple[Any, Any]:
-    batch = inputs.take(few)
-    if not inputs.in_memory:
-        for i in few:
-            if len({fingerprint(leaves(list(inputs.take([i])))) for _ in range(2)}) == 2:
-                raise DataError(
-                    f"data: item {i} differs from one reading to the next; leave out random "
-                    "augmentation, or fix its seed by item, where losses are recorded"
-                )
-    return batch
-
-
 def check_data(engine: Engine, inputs: Inputs, default_loss: bool) -> None:
-    """Refuse inputs that are not finite and, for the default loss, targets that are no classes.
+    """Refuse inputs that are not finite or differ between readings, and targets of no class.
 
-    All of data in memory, a few of a data set. Arguments and errors as for :func:`check_losses`.
+    All of data in memory, a few of a data set, whose others are checked to be finite as they are
+    read. Random augmentation is refused of training data too: it draws from one state that all
+    chains and processes share, so that neither a seed nor a journal would give the same chains
+    again. Arguments and errors as for :func:`check_losses`.
     """
     inputs.check_finite()
+    few = _spread(len(inputs), _FEW)
+    for i in () if inputs.in_memory else few:
+        if len({fingerprint(leaves(list(inputs.take([i])))) for _ in range(2)}) == 2:
+            raise DataError(
+                f"data: item {i} differs from one reading to the next; leave out random "
+                "augmentation, or fix its seed by item"
+            )
     if not default_loss:
         return
-    few = inputs.take(_spread(len(inputs), _FEW))
+    few = inputs.take(few)
     with torch.no_grad():
         output = engine.output(few[0])
     targets = inputs.targets if inputs.in_memory else few[1]

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from losskernel.errors import ConfigError
 from losskernel.sampling.ambient import own_torch_settings
 from losskernel.sampling.checks import check_losses
 from losskernel.sampling.engines import LossPerInput, make_engine
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.parameters import select_parameters
-from losskernel.sampling.probe import Probe
+from losskernel.sampling.probe import Probe, whole
 from losskernel.sampling.sample import Data, cross_entropy
 from losskernel.sampling.stability import noise_moments, perturbed
 
@@ -67,6 +68,13 @@ def gradient_noise(
         DataError: as for :func:`losskernel.sampling.sample.sample_losses`.
         ConfigError: ``pairs`` is below 2, or ``parameters`` selects nothing.
     """
+    if probe.direct:
+        raise ConfigError("probe: n_beta = 0 takes no steps, and has no noise of minibatches")
+    (seed,), (pairs,), (batch_size,) = (
+        whole(0, seed=seed),
+        whole(2, pairs=pairs),
+        whole(1, batch_size=batch_size),
+    )
     data = Inputs(data, device)
     names = select_parameters(model, parameters)
     runner = make_engine(

@@ -83,7 +83,7 @@ class Inputs:
         return self._tensors[1]
 
     def check_finite(self, numbers: Sequence[int] | None = None) -> None:
-        """Refuse data in memory that hold NaN or an infinite number; see also :meth:`fingerprint`.
+        """Refuse data in memory that hold NaN or an infinite number; others are as they are read.
 
         Args:
             numbers: of the inputs where they were taken from, for the message.
@@ -91,20 +91,21 @@ class Inputs:
         Raises:
             DataError: naming the first such input.
         """
-        for kind, part in zip(("input", "target"), self._tensors or (), strict=False):
-            for leaf in leaves(part):
-                wrong = _is_wrong(leaf, leaf is part)
-                wrong = wrong.flatten(1).any(1) if leaf.ndim > 1 else wrong
-                if wrong.any():
-                    place = int(torch.argmax(wrong.int()))
-                    raise _not_finite(kind, place if numbers is None else numbers[place])
+        if self._tensors is not None:
+            _check_finite(self._tensors, range(len(self)) if numbers is None else numbers)
 
     def take(self, indices: np.ndarray) -> tuple[Any, Any]:
-        """Inputs and targets at ``indices``, on the device."""
+        """Inputs and targets at ``indices``, on the device.
+
+        Raises:
+            DataError: one that is not in memory is not finite.
+        """
         if self._tensors is not None:
             index = torch.as_tensor(indices, device=self.device)
             return tuple(map_tensors(lambda t: t[index], part) for part in self._tensors)
-        return self._send(self._collated([self._dataset[int(i)] for i in indices]))
+        batch = self._collated([self._dataset[int(i)] for i in indices])
+        _check_finite(batch, indices)
+        return self._send(batch)
 
     def _collated(self, items: list) -> Any:
         try:
@@ -138,18 +139,17 @@ class Inputs:
         for batch in loader:
             yield self._send(batch)
 
-    def fingerprint(self, targets_only: bool = False) -> str:
+    def fingerprint(self, few: bool = False) -> str:
         """SHA-256 over all inputs and targets in order, however many are read at once.
 
         Raises a DataError where an input or a target is not finite.
 
         Args:
-            targets_only: the targets of at most 256 evenly spaced pairs: of a data set that is too
-                large to read, and whose inputs may be augmented at random.
+            few: of at most 256 evenly spaced pairs: for a data set that is too large to read.
         """
-        if targets_only:
+        if few:
             chosen = np.unique(np.linspace(0, len(self) - 1, 256).round().astype(int))
-            found = [leaf for i in chosen for leaf in leaves(self.take([i])[1])]
+            found = (leaf for i in chosen for leaf in leaves(list(self.take([i]))))
             return fingerprint([len(self), *found])
         return fingerprint(self._leaves_checked())
 
@@ -169,6 +169,17 @@ class Inputs:
 
     def _sent(self, part: Any) -> Any:
         return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), part)
+
+
+def _check_finite(pair: Sequence, numbers: Sequence[int]) -> None:
+    """Refuse a batch of inputs and targets of which one is not finite, by its number."""
+    for kind, part in zip(("input", "target"), pair, strict=False):
+        for leaf in leaves(part):
+            if isinstance(leaf, Tensor) and len(leaf) == len(numbers):
+                wrong = _is_wrong(leaf, leaf is part)
+                wrong = wrong.flatten(1).any(1) if leaf.ndim > 1 else wrong
+                if wrong.any():
+                    raise _not_finite(kind, int(numbers[int(torch.argmax(wrong.int()))]))
 
 
 def _is_wrong(tensor: Tensor, alone: bool) -> Tensor:

@@ -12,11 +12,11 @@ from torch import nn
 
 from losskernel.errors import ConfigError
 from losskernel.sampling.ambient import own_torch_settings
-from losskernel.sampling.checks import check_losses
+from losskernel.sampling.checks import check_data, check_losses
 from losskernel.sampling.engines import LossPerInput, make_engine
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.parameters import select_parameters
-from losskernel.sampling.probe import Probe
+from losskernel.sampling.probe import Probe, nonnegative, whole
 from losskernel.sampling.sample import Data, DivergenceError, cross_entropy, sample_losses
 from losskernel.sampling.stability import curvature, noise_moments, perturbed
 from losskernel.seeds import numpy_generator
@@ -126,11 +126,11 @@ def propose_probe(
         ConfigError: the target is not above 0, a count is below 2, ``n_beta`` is out of range, or
             no gamma gives the rise.
     """
-    for name, value in {"directions": directions, "chains": chains}.items():
-        if value < 2:
-            raise ConfigError(f"pilot: {name} = {value} must be at least 2, for a standard error")
-    if not (math.isfinite(n_beta) and n_beta >= 0):
-        raise ConfigError(f"pilot: n_beta = {n_beta} must be a finite number >= 0")
+    directions, chains = whole(2, directions=directions, chains=chains)  # for a standard error
+    most_inputs, batch_size, eval_batch_size = whole(
+        1, most_inputs=most_inputs, batch_size=batch_size, eval_batch_size=eval_batch_size
+    )
+    n_beta, (seed,) = nonnegative("n_beta", n_beta), whole(0, seed=seed)
     source = Inputs(data if probe_data is None else probe_data, device)
     count = min(most_inputs, len(source))
     rng = numpy_generator(seed, "order")
@@ -142,6 +142,9 @@ def propose_probe(
     runner = make_engine(engine, model, loss, names, example, device)
     inputs.check_finite(chosen)
     check_losses(runner, source, loss is cross_entropy)
+    train = Inputs(data, device) if n_beta and probe_data is not None else source
+    if train is not source:
+        check_data(runner, train, loss is cross_entropy)
     initial = float(runner.losses(runner.center[None], inputs, eval_batch_size).double().mean())
     target = relative_rise * initial if rise is None else rise
     if not (math.isfinite(target) and target > 0):
@@ -175,7 +178,6 @@ def propose_probe(
         probe = Probe(gamma=gamma)
         words = f"{_said(probe, initial, target, found)}{linear(gamma)}\n{ESTIMATORS}"
         return Pilot(probe, initial, target, *found, shares[gamma], 0.0, 0.0, words)
-    train = Inputs(data, device)
     weights = perturbed(runner.center, gamma, seed)
     steepest = curvature(runner, train, weights, gamma**-0.5, batch_size, seed)
     total, squares = noise_moments(runner, train, weights, batch_size, 8, seed)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,34 @@ from losskernel.errors import ConfigError
 
 if TYPE_CHECKING:  # who reads a probe from a file does without torch
     from torch import Tensor
+
+
+def whole(least: int, **values: int) -> list[int]:
+    """Python integers of what may be NumPy's, which JSON does not take.
+
+    Raises:
+        ConfigError: naming the first that is no whole number or below ``least``.
+    """
+    for name, value in values.items():
+        if not hasattr(value, "__index__") or isinstance(value, bool):
+            raise ConfigError(f"{name} = {value!r} is not a whole number")
+        if value < least:
+            raise ConfigError(f"{name} = {value} must be at least {least}")
+    return [operator.index(value) for value in values.values()]
+
+
+def nonnegative(name: str, value: float) -> float:
+    """A Python number of what may be NumPy's, finite and not negative.
+
+    Raises:
+        ConfigError: it is not that.
+    """
+    value = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} = {value!r} is not a number")
+    if not math.isfinite(value) or value < 0:
+        raise ConfigError(f"{name} = {value} must be a finite number >= 0")
+    return value
 
 
 @dataclass(frozen=True)
@@ -52,13 +81,7 @@ class Probe:
 
     def __post_init__(self) -> None:
         for name, value in self.settings.items():
-            if hasattr(value, "item"):  # a NumPy scalar, which JSON does not take
-                value = value.item()
-                object.__setattr__(self, name, value)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ConfigError(f"probe: {name} = {value!r} is not a number")
-            if not math.isfinite(value) or value < 0:
-                raise ConfigError(f"probe: {name} = {value} must be a finite number >= 0")
+            object.__setattr__(self, name, nonnegative(f"probe: {name}", value))
         if self.direct:
             if self.step_size is not None:
                 raise ConfigError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import operator
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -33,7 +32,7 @@ from losskernel.sampling.fingerprints import loss_fingerprint
 from losskernel.sampling.inputs import Inputs, fingerprint, state_fingerprint, usable_device
 from losskernel.sampling.journal import Journal
 from losskernel.sampling.parameters import layout_fingerprint, select_parameters
-from losskernel.sampling.probe import FreeChain, Probe
+from losskernel.sampling.probe import FreeChain, Probe, whole
 from losskernel.sampling.runners import can_fork
 from losskernel.sampling.stability import curvature, noise_moments
 from losskernel.sampling.yardsticks import yardsticks
@@ -195,7 +194,7 @@ def sample_losses(
         data, probe_data = probe_data, None
     if data is None:
         raise DataError("data: None; give (inputs, targets), or probe_data alone if n_beta = 0")
-    chains, draws, steps_per_draw, batch_size, eval_batch_size = _whole(
+    chains, draws, steps_per_draw, batch_size, eval_batch_size = whole(
         1,
         chains=chains,
         draws=draws,
@@ -203,7 +202,7 @@ def sample_losses(
         batch_size=batch_size,
         eval_batch_size=eval_batch_size,
     )
-    burn_in, seed = _whole(0, burn_in=burn_in, seed=seed)
+    burn_in, seed = whole(0, burn_in=burn_in, seed=seed)
     chain_ids = list(range(chains)) if chain_ids is None else [int(i) for i in chain_ids]
     if not chain_ids or min(chain_ids) < 0 or len(set(chain_ids)) < len(chain_ids):
         raise ConfigError(f"sampling: chain_ids = {chain_ids} must be distinct numbers from 0 up")
@@ -360,16 +359,6 @@ def _step_bounds(
     }
 
 
-def _whole(least: int, **values: int) -> list[int]:
-    """Python integers of what may be NumPy's, which JSON does not take."""
-    for name, value in values.items():
-        if not hasattr(value, "__index__"):
-            raise ConfigError(f"sampling: {name} = {value!r} is not a whole number")
-        if value < least:
-            raise ConfigError(f"sampling: {name} = {value} must be at least {least}")
-    return [operator.index(value) for value in values.values()]
-
-
 def _check_sampler(probe: Probe, burn_in: int, steps_per_draw: int) -> None:
     if isinstance(probe, FreeChain):
         raise ConfigError(
@@ -447,7 +436,7 @@ def _beside(model: nn.Module, lane: Lane, apart: bool) -> dict:
     """
     found = {}
     if apart:
-        found["data_sha256"] = lane.data.fingerprint(targets_only=not lane.data.in_memory)
+        found["data_sha256"] = lane.data.fingerprint(few=not lane.data.in_memory)
     state = model.state_dict(keep_vars=True)
     hidden = [buffer for name, buffer in model.named_buffers() if name not in state]
     if hidden:  # not persistent, such as the inputs of SeveralLabels
