@@ -74,6 +74,18 @@ class Remembering(nn.Module):
         return out
 
 
+class Averaging(nn.Module):
+    """Subtracts a running mean, which every batch moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return x - self.mean
+
+
 class Summing(nn.Module):
     """Attention over the batch where it should be over the sequence, and a running count."""
 
@@ -91,6 +103,7 @@ class Summing(nn.Module):
     [
         (Dropping(), r"layer '1' \(Dropping\): two evaluations .* differ"),
         (Remembering(), r"(layer '1' \(Remembering\)|model or loss): two evaluations"),
+        (Averaging(), r"layer '1' \(Averaging\): two evaluations"),
         (
             nn.BatchNorm1d(8, track_running_stats=False),
             r"layer '1' \(BatchNorm1d\): mixes|1 value",
@@ -98,7 +111,14 @@ class Summing(nn.Module):
         (Summing(None), r"layer '1' \(Summing\): mixes the inputs .*input 0"),
         (Summing(0), "loss: that of input 0 depends on the order of its batch"),
     ],
-    ids=["dropout", "state", "batch norm", "mean of the batch", "sum over the batch"],
+    ids=[
+        "dropout",
+        "state",
+        "running mean",
+        "batch norm",
+        "mean of the batch",
+        "sum over the batch",
+    ],
 )
 def test_a_layer_that_is_random_or_mixes_inputs_is_named(tmp_path, engine, layer, message):
     model = network(layer)
@@ -132,9 +152,10 @@ def test_a_loss_that_mixes_inputs_is_refused(tmp_path, engine, loss):
 
 
 @ENGINES
-def test_a_loss_that_is_random_is_refused(tmp_path, engine):
+@pytest.mark.parametrize("size", [1e-2, 1e-4])
+def test_a_loss_that_is_random_is_refused(tmp_path, engine, size):
     def noisy(output, target):
-        return cross_entropy(output + 0.01 * torch.randn(output.shape), target)
+        return cross_entropy(output + size * torch.randn(output.shape), target)
 
     refused(tmp_path, "^loss: two evaluations at the same", network(), loss=noisy, engine=engine)
 
@@ -165,6 +186,17 @@ def test_a_loss_that_is_the_same_number_for_all_inputs_is_refused(tmp_path, engi
 
     message = r"^loss: is the same number \(0\) for each of 20 inputs"
     refused(tmp_path, message, network(), loss=wrong_axis, engine=engine)
+
+
+@ENGINES
+def test_a_loss_without_a_gradient_is_refused_where_one_is_needed(tmp_path, engine):
+    def cut(output, target):
+        return F.cross_entropy(output.detach(), target, reduction="none")
+
+    refused(tmp_path, "^loss: its gradient is 0 though", network(), loss=cut, engine=engine)
+    direct = {"probe": Probe(gamma=50), "steps_per_draw": 1, "engine": engine}
+    found = sample(network(), loss=cut, **direct).losses
+    np.testing.assert_allclose(found, sample(network(), **direct).losses, rtol=1e-5)
 
 
 def test_what_is_no_fault_passes():

@@ -119,7 +119,7 @@ def test_the_seed_decides_and_the_model_stays_as_it_is():
     ("changes", "message"),
     [
         ({"rise": 0}, "target rise 0 of a mean loss of 2 must be above 0"),
-        ({"rise": math.nan}, "target rise nan"),
+        ({"rise": math.nan}, "rise = nan must be a finite number"),
         ({"directions": 1}, "directions = 1 must be at least 2"),
         ({"chains": 1}, "chains = 1 must be at least 2"),
         ({"n_beta": -1}, "n_beta = -1 must be"),

@@ -26,10 +26,11 @@ _FEW, _MANY = 6, 64  # inputs that are evaluated, and before a loss counts as co
 # rounding alone does not reach. TF32 and bfloat16 round every product once, to 2^-11 and 2^-9, and
 # add in float32: a few units of that.
 TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 5e-2}
+_REPEATED = 0.01  # of that, for the very same evaluation a second time
 _MOVED = 0.01  # standard deviation of a small move of the weights, in their root mean square
 
 
-def check_losses(engine: Engine, inputs: Inputs, default_loss: bool) -> str:
+def check_losses(engine: Engine, inputs: Inputs, default_loss: bool, gradients: bool = True) -> str:
     """Refuse losses that are no deterministic function of the weights, input by input.
 
     A handful of inputs is evaluated at the trained weights twice, in another order, and one by one,
@@ -40,6 +41,7 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool) -> str:
         inputs: whose losses are to be sampled or differentiated.
         default_loss: whether the loss is :func:`losskernel.sampling.sample.cross_entropy`, which
             needs classes or their probabilities as targets.
+        gradients: whether gradients of the losses will be asked for, too.
 
     Returns:
         What tells the model and loss from others with the same tensors, as JSON: the losses of the
@@ -57,9 +59,16 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool) -> str:
     weights = torch.cat([center, _moved(engine.center)])
     whole = _evaluated(engine, weights, x, y)
     try:
-        norm = float(engine.gradients(center, [(x, y)])[0].double().norm())
+        norm, size = _gradient_norm(engine, center, x, y), 1.0
+        if norm == 0:  # or the losses are least there
+            size = _gradient_norm(engine, weights[1:], x, y)
     except Exception:  # of probe inputs none may be needed, nor exist
-        norm = float("nan")
+        norm = size = float("nan")
+    if gradients and size == 0 and (whole[0] != whole[1]).any():
+        raise DataError(
+            "loss: its gradient is 0 though it depends on the weights; leave detach, no_grad, "
+            "argmax, rounding and NumPy out of model and loss"
+        )
     tolerance = TOLERANCE[engine.eval_precision]
     behavior = settings_attribute(
         {
@@ -73,11 +82,13 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool) -> str:
     scale = np.fmax(np.abs(whole).max(0), np.abs(whole[0]).mean())
     allowed = tolerance * scale
 
-    def differing(others: np.ndarray, places: Any) -> int | None:
-        far = np.flatnonzero(~(np.abs(others - whole[0, places]) <= allowed[places]))
+    def differing(others: np.ndarray, places: Any, share: float = 1) -> int | None:
+        far = np.flatnonzero(~(np.abs(others - whole[0, places]) <= share * allowed[places]))
         return int(np.arange(len(few))[places][far[0]]) if len(far) else None
 
-    place = differing(again := _evaluated(engine, center, x, y)[0], slice(None))
+    # The same operations on the same numbers, of which rounding leaves little room to differ.
+    again = _evaluated(engine, weights, x, y)[0]
+    place = differing(again, slice(None), _REPEATED)
     if place is not None:
         found = _first_layer(engine, x, x, lambda one, other: (one, other))
         raise DataError(
@@ -126,6 +137,10 @@ def _moved(center: Tensor) -> Tensor:
 def _evaluated(engine: Engine, weights: Tensor, x: Any, y: Any) -> np.ndarray:
     with torch.no_grad():
         return engine.example_losses(weights, x, y).double().cpu().numpy()
+
+
+def _gradient_norm(engine: Engine, weights: Tensor, x: Any, y: Any) -> float:
+    return float(engine.gradients(weights, [(x, y)])[0].double().norm())
 
 
 def check_data(engine: Engine, inputs: Inputs, default_loss: bool) -> None:

@@ -419,6 +419,8 @@ def make_engine(
         engine.gradients(weights, [example, example])
         with torch.inference_mode():  # where other operations run than in a differentiated pass
             engine.example_losses(weights, *example)
+            # Fails where the model has kept what only exists inside the vectorized pass.
+            engine.output(map_tensors(torch.clone, example[0]))
     except LossKernelError:
         raise
     except Exception as error:

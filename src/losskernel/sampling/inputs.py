@@ -54,7 +54,8 @@ class Inputs:
                 if len(leaf) != count:
                     raise DataError(f"data: {len(leaf)} inputs but {count} targets")
             self._tensors = tuple(
-                map_tensors(lambda t: t.to(self.device), part) for part in (inputs, targets)
+                map_tensors(lambda t: t.detach().to(self.device), part)
+                for part in (inputs, targets)
             )
             self._length = count
         else:

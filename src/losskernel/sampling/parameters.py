@@ -29,9 +29,11 @@ def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "trainab
             the unembedding.
 
     Raises:
-        ConfigError: nothing is selected, a complex parameter is, or a pattern matches no parameter
-            (a likely typo).
+        ConfigError: nothing is selected, a complex parameter is, a pattern matches no parameter
+            (a likely typo), or the model is none.
     """
+    if isinstance(model, type) or not hasattr(model, "named_parameters"):
+        raise ConfigError(f"model: {model!r} is no network; pass an object of torch.nn.Module")
     sizes = {name: p.numel() for name, p in model.named_parameters() if _is_weight(p)}
     trained = [name for name, p in model.named_parameters() if p.requires_grad and name in sizes]
     if patterns == "all":
@@ -41,6 +43,8 @@ def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "trainab
     elif isinstance(patterns, str):
         patterns = [patterns]
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ConfigError(f"parameters: a {type(pattern).__name__} is no name of a parameter")
         if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in sizes):
             raise ConfigError(
                 f"parameters: the pattern '{pattern}' matches none of the model's {len(sizes)} "

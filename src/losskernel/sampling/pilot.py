@@ -130,6 +130,7 @@ def propose_probe(
     most_inputs, batch_size, eval_batch_size = whole(
         1, most_inputs=most_inputs, batch_size=batch_size, eval_batch_size=eval_batch_size
     )
+    rise = None if rise is None else nonnegative("rise", rise)
     n_beta, (seed,) = nonnegative("n_beta", n_beta), whole(0, seed=seed)
     source = Inputs(data if probe_data is None else probe_data, device)
     count = min(most_inputs, len(source))
@@ -141,7 +142,7 @@ def propose_probe(
     example = inputs.take(np.arange(min(2, count)))
     runner = make_engine(engine, model, loss, names, example, device)
     inputs.check_finite(chosen)
-    check_losses(runner, source, loss is cross_entropy)
+    check_losses(runner, source, loss is cross_entropy, n_beta > 0)
     train = Inputs(data, device) if n_beta and probe_data is not None else source
     if train is not source:
         check_data(runner, train, loss is cross_entropy)

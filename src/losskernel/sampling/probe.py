@@ -39,6 +39,8 @@ def whole(least: int, **values: int) -> list[int]:
             raise ConfigError(f"{name} = {value!r} is not a whole number")
         if value < least:
             raise ConfigError(f"{name} = {value} must be at least {least}")
+        if value >= 2**63:
+            raise ConfigError(f"{name} = {value} must be below 2**63")
     return [operator.index(value) for value in values.values()]
 
 

@@ -203,8 +203,9 @@ def sample_losses(
         eval_batch_size=eval_batch_size,
     )
     burn_in, seed = whole(0, burn_in=burn_in, seed=seed)
-    chain_ids = list(range(chains)) if chain_ids is None else [int(i) for i in chain_ids]
-    if not chain_ids or min(chain_ids) < 0 or len(set(chain_ids)) < len(chain_ids):
+    chain_ids = range(chains) if chain_ids is None else chain_ids
+    chain_ids = [whole(0, chain_ids=number)[0] for number in chain_ids]
+    if not chain_ids or len(set(chain_ids)) < len(chain_ids):
         raise ConfigError(f"sampling: chain_ids = {chain_ids} must be distinct numbers from 0 up")
     if displacements and journal is None:
         raise ConfigError("sampling: displacements = True needs a journal, where they are kept")
@@ -230,7 +231,7 @@ def sample_losses(
         input_coords = checked_coords(input_coords, len(probe_inputs))
         inputs_sha256 = probe_inputs.fingerprint()
         default_loss = loss is cross_entropy
-        behavior = check_losses(first, probe_inputs, default_loss)
+        behavior = check_losses(first, probe_inputs, default_loss, not probe.direct)
         if probe_data is not None:
             check_data(first, lanes[0].data, default_loss)
         kept = first.layout.size if displacements else 0
@@ -360,6 +361,8 @@ def _step_bounds(
 
 
 def _check_sampler(probe: Probe, burn_in: int, steps_per_draw: int) -> None:
+    if not isinstance(probe, Probe | FreeChain):
+        raise ConfigError(f"probe: {probe!r} is no losskernel.Probe; pass Probe(gamma=...)")
     if isinstance(probe, FreeChain):
         raise ConfigError(
             "probe: n_beta = 0 is no longer sampled by a chain; pass Probe(gamma=...), which draws "
