@@ -10,7 +10,6 @@ from torch import nn
 from losskernel import Probe, correlation, covariance, sample_losses
 from losskernel.errors import ConfigError, LossKernelError, TraceError
 from losskernel.gradients.linear_response import (
-    displacement_probe,
     gram,
     linear_part,
     write_coupled_displacements,
@@ -75,6 +74,10 @@ def gram_of(gradients, **options):
 
 def linear_of(gradients, displacements, **options):
     return linear_part(gradients, displacements, progress=False, **options)
+
+
+def probe_of(folder):
+    return Probe.read(json.loads((folder / "settings.json").read_text())["probe"])
 
 
 def rounding_bound(gradients, displacements, gamma, chains, draws):
@@ -360,7 +363,7 @@ def test_coupled_displacements_of_independent_draws_are_those_of_the_run(tmp_pat
         write_coupled_displacements(tmp_path / run, tmp_path / f"c{run}", progress=False)
     kept, *coupled = ((tmp_path / f / "displacements.f16").read_bytes() for f in ("j", "cj", "ck"))
     assert coupled == [kept, kept]
-    assert displacement_probe(tmp_path / "ck") == displacement_probe(tmp_path / "k")
+    assert probe_of(tmp_path / "ck") == Probe(gamma=7)
     assert json.loads((tmp_path / "cj/settings.json").read_text())["seed"] == 9
 
 
@@ -371,10 +374,9 @@ def test_displacements_of_chains_without_the_loss_of_an_earlier_version_are_read
     path = tmp_path / "j/settings.json"
     old = json.dumps({"n_beta": 0, "gamma": 40, "step_size": 0.01})
     path.write_text(json.dumps(json.loads(path.read_text()) | {"probe": old}))
-    assert displacement_probe(tmp_path / "j") == FreeChain(40, 0.01)
     assert linear_of(gradients_of(model, data, tmp_path / "g"), tmp_path / "j").shape == (4, 4, 6)
     write_coupled_displacements(tmp_path / "j", tmp_path / "c", progress=False)
-    assert displacement_probe(tmp_path / "c") == FreeChain(40, 0.01)
+    assert probe_of(tmp_path / "c") == FreeChain(40, 0.01)
 
 
 def test_coupled_displacements_need_none_of_the_run(tmp_path):
@@ -386,8 +388,7 @@ def test_coupled_displacements_need_none_of_the_run(tmp_path):
         write_coupled_displacements(tmp_path / name, tmp_path / f"c {name}", progress=False)
     stored = [(tmp_path / f"c {n}/displacements.f16").read_bytes() for n in ("with", "without")]
     assert stored[0] == stored[1]
-    assert displacement_probe(tmp_path / "with") == probe
-    assert displacement_probe(tmp_path / "c with") == FreeChain(gamma=40, step_size=0.01)
+    assert probe_of(tmp_path / "c with") == FreeChain(gamma=40, step_size=0.01)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to draw the noise on")

@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from losskernel.errors import TraceError
-from losskernel.kernel.alignment import (
-    cka,
-    corrected_cka,
-    pair_correlation,
-    sample_cka,
-    split_half_cka,
-)
+from losskernel.kernel.alignment import cka, corrected_cka, pair_correlation
 from losskernel.kernel.covariance import CENTERINGS, correlation
 from losskernel.kernel.noise import noise_floor
 from series import independent, structured
@@ -41,16 +35,6 @@ def test_cka_is_the_textbook_formula():
     assert cka(KERNEL, OTHER) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("draws", [(2, 10), (10, 25)], ids=["by samples", "by inputs"])
-@pytest.mark.parametrize("center", CENTERINGS)
-def test_sample_cka_is_the_cka_of_the_kernels(center, draws):
-    """40 inputs: products are summed over samples if there are fewer of these, else over inputs."""
-    a, b = structured(0, draws=draws[0]), structured(1, draws=draws[1])
-    a[..., 7] = 1.0  # does not vary
-    expected = cka(correlation(a, center), correlation(b, center))
-    assert sample_cka(a, b, center) == pytest.approx(expected, abs=1e-12)
-
-
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e6])
 def test_cka_with_a_constant_kernel_is_undefined(constant):
     with pytest.raises(TraceError, match="constant"):
@@ -60,42 +44,6 @@ def test_cka_with_a_constant_kernel_is_undefined(constant):
 def test_cka_of_unequal_inputs():
     with pytest.raises(TraceError, match="differ"):
         cka(KERNEL, OTHER[:5, :5])
-    with pytest.raises(TraceError, match="5 and 80 inputs"):
-        sample_cka(independent(inputs=5), independent())
-    with pytest.raises(TraceError, match="no loss varies"):
-        sample_cka(np.ones((2, 5, 80)), independent())
-    for inputs in (5, 800):  # losses that differ by a factor have R = 1 everywhere
-        alike = independent(inputs=1) * np.arange(1, inputs + 1)
-        with pytest.raises(TraceError, match="all vary alike"):
-            sample_cka(alike, independent(inputs=inputs))
-
-
-def test_split_halves_tell_structure_from_noise():
-    """For S independent draws of n inputs, R = I + noise of variance 1/S off the diagonal.
-
-    Only the diagonals agree between halves: CKA = n / (n + n^2 / S), up to 1/n.
-    """
-    draws, inputs = 40, 80
-    noise = independent(draws=2 * draws, inputs=inputs)
-    samples = 4 * draws
-    expected = 1 / (1 + inputs / samples)
-    assert split_half_cka(noise, [draws])[0] == pytest.approx(expected, abs=3 / inputs)
-    assert split_half_cka(structured(), [100])[0] > 0.97
-
-
-def test_split_halves_use_each_draw_once():
-    losses = np.arange(30.0)[None, :, None] * np.ones((1, 30, 2))
-    seen = []
-
-    def record(even, odd, center):
-        seen.extend([even[0, :, 0], odd[0, :, 0]])
-        return 0.0
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("losskernel.kernel.alignment.sample_cka", record)
-        split_half_cka(losses, [15])
-    assert sorted(np.concatenate(seen)) == list(range(30))
-    assert len(seen[0]) == len(seen[1]) == 15
 
 
 @pytest.mark.parametrize("center", CENTERINGS)
@@ -112,7 +60,7 @@ def test_pair_correlation_is_that_of_the_matrix(center, draws):
 def test_diagnostics_of_many_inputs_take_no_memory_of_their_square():
     """3,000 inputs and 60 samples: R would take 72 MB, the losses take 1.4 in float64."""
     losses = independent(1, 60, 3000)
-    for function in (noise_floor, pair_correlation, lambda x: sample_cka(x, x + losses[::-1])):
+    for function in (noise_floor, pair_correlation):
         tracemalloc.start()
         function(losses)
         peak = tracemalloc.get_traced_memory()[1]

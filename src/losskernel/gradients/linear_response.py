@@ -33,7 +33,7 @@ from losskernel.gradients.per_sample import Gradients
 from losskernel.progress import bar
 from losskernel.sampling.journal import DISPLACEMENTS, JournalHead
 from losskernel.sampling.parameters import layout_fingerprint
-from losskernel.sampling.probe import FreeChain, Probe, sgld_step
+from losskernel.sampling.probe import sgld_step
 from losskernel.seeds import fill_draw, fill_normal
 from losskernel.trace import settings_attribute
 
@@ -125,20 +125,6 @@ def linear_part(
                 chain += chains
             shown.update(part.stop - part.start)
     return result * np.concatenate(scales)[:, None, None] * gradients.scale
-
-
-def displacement_probe(folder: str | Path) -> Probe | FreeChain:
-    """The probe whose law stored displacements have, or the chain without the loss.
-
-    For :func:`losskernel.kernel.control_variate.limit_kernel`.
-
-    Args:
-        folder: a journal, or what :func:`write_coupled_displacements` made.
-
-    Raises:
-        TraceError: there is no run in it.
-    """
-    return _Run.read(Path(folder)).probe
 
 
 def write_coupled_displacements(

@@ -1,4 +1,4 @@
-"""How alike two kernels are: centered kernel alignment, of matrices and of samples."""
+"""How alike two kernels are, or all inputs of one: centered kernel alignment, the spread of R."""
 
 from __future__ import annotations
 
@@ -40,77 +40,6 @@ def _centered(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
     return kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
 
 
-def sample_cka(losses: ArrayLike, other: ArrayLike, center: str = "pooled") -> float:
-    """CKA of the normalized kernels R of two sets of losses, without forming the kernels.
-
-    With ``R = X^T X`` the products in :func:`cka` are ``|X H Y^T|^2``: summed over blocks of inputs
-    in a matrix of samples squared, or, where there are fewer inputs than samples, over blocks of
-    rows of the kernels. Memory is never inputs squared.
-
-    Args:
-        losses, other: ``(chain, draw, input)`` or ``(draw, input)``, on the same inputs.
-        center: as for :func:`losskernel.kernel.covariance.deviations`.
-
-    Raises:
-        TraceError: the inputs differ in number, or a centered kernel is zero.
-    """
-    x, y = np.asarray(losses), np.asarray(other)
-    if x.shape[-1] != y.shape[-1]:
-        raise TraceError(f"cka: {x.shape[-1]} and {y.shape[-1]} inputs differ")
-    norms = []
-    for part in (x, y):
-        norm, uncentered = _products(part, part, center)
-        # Losses that vary alike have an R of 1 up to their rounding in float32, 1e-6 squared.
-        if norm <= 1e-12 * uncentered:
-            raise TraceError("cka: no loss varies, or all vary alike: the alignment is undefined")
-        norms.append(norm)
-    return float(_products(x, y, center)[0] / np.sqrt(norms[0] * norms[1]))
-
-
-def _products(x: np.ndarray, y: np.ndarray, center: str) -> tuple[float, float]:
-    """Frobenius products ``<H R H, H Q H>`` and ``<R, Q>`` of the normalized kernels of losses."""
-
-    def blocks(of, *size):
-        if x is y:
-            return ((block, block) for _, block in of(x, center, *size))
-        pairs = zip(of(x, center, *size), of(y, center, *size), strict=True)
-        return ((a, b) for (_, a), (_, b) in pairs)
-
-    inputs, samples = x.shape[-1], [math.prod(part.shape[:-1]) for part in (x, y)]
-    if max(samples) <= min(inputs, _MOST_SAMPLES):
-        gram, sums = np.zeros(samples), [np.zeros(count) for count in samples]
-        for a, b in blocks(standardized_blocks, _BLOCK):
-            gram += a @ b.T
-            sums[0] += a.sum(axis=1)
-            sums[1] += b.sum(axis=1)
-        product = np.vdot(gram, gram)
-        gram -= np.outer(sums[0], sums[1] / inputs)
-        return np.vdot(gram, gram), product
-    product, rows = 0.0, []
-    for r, q in blocks(correlation_blocks):
-        product += np.vdot(r, q)
-        rows.append((r.sum(axis=1), q.sum(axis=1)))
-    r, q = np.concatenate(rows, axis=1)
-    return product - 2 * (r @ q) / inputs + r.sum() * q.sum() / inputs**2, product
-
-
-def split_half_cka(losses: np.ndarray, counts: ArrayLike, center: str = "pooled") -> np.ndarray:
-    """CKA of R from two disjoint sets of ``t`` draws a chain: alternate tenths of the run.
-
-    Args:
-        losses: ``(chain, draw, input)``.
-        counts: draws a chain, each from 2 to half of all.
-        center: as for :func:`losskernel.kernel.covariance.deviations`.
-
-    Returns:
-        One value a count; independent noise gives a small one.
-    """
-    draws = losses.shape[1]
-    half = (np.arange(draws) // max(1, draws // 10)) % 2
-    even, odd = losses[:, half == 0], losses[:, half == 1]
-    return np.array([sample_cka(even[:, :count], odd[:, :count], center) for count in counts])
-
-
 def corrected_cka(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]) -> float:
     """CKA of two estimated kernels as it would be without sampling noise, of unequal pairs alone.
 
@@ -150,13 +79,20 @@ def corrected_cka(first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, A
 def pair_correlation(losses: ArrayLike, center: str = "pooled") -> tuple[float, float]:
     """Mean and standard deviation of R over all pairs of different inputs, without forming R.
 
-    Args and memory as for :func:`sample_cka`.
+    With ``R = X^T X`` the sum of its squares is ``|X X^T|^2``: summed over blocks of inputs in a
+    matrix of samples squared, or, where there are fewer inputs than samples, over blocks of rows of
+    R. Memory is never inputs squared.
+
+    Args:
+        losses: ``(chain, draw, input)`` or ``(draw, input)``.
+        center: as for :func:`losskernel.kernel.covariance.deviations`.
 
     Raises:
         TraceError: there is one input only.
     """
     losses = np.asarray(losses)
-    pairs = losses.shape[-1] * (losses.shape[-1] - 1)
+    inputs, samples = losses.shape[-1], math.prod(losses.shape[:-1])
+    pairs = inputs * (inputs - 1)
     if pairs == 0:
         raise TraceError("R: one input makes no pairs; record the losses of at least two")
     total, varying = 0.0, 0
@@ -164,5 +100,10 @@ def pair_correlation(losses: ArrayLike, center: str = "pooled") -> tuple[float, 
         total = total + block.sum(axis=1)
         varying += int(block.any(axis=0).sum())
     mean = (total @ total - varying) / pairs
-    square = (_products(losses, losses, center)[1] - varying) / pairs
-    return float(mean), float(np.sqrt(max(0.0, square - mean**2)))
+    if samples <= min(inputs, _MOST_SAMPLES):
+        blocks = standardized_blocks(losses, center, _BLOCK)
+        gram = sum(block @ block.T for _, block in blocks)
+        square = np.vdot(gram, gram)
+    else:
+        square = sum(np.vdot(block, block) for _, block in correlation_blocks(losses, center))
+    return float(mean), float(np.sqrt(max(0.0, (square - varying) / pairs - mean**2)))

@@ -59,51 +59,6 @@ def limit_kernel(gram: ArrayLike, probe: Probe | FreeChain) -> np.ndarray:
     return (vectors * (eigenvalues * variance)) @ vectors.T
 
 
-def coupled_law(probe: Probe | FreeChain, steps: ArrayLike) -> np.ndarray:
-    r"""Covariance in time of a coordinate of a coupled displacement, ``(draw, draw)``, weight².
-
-    Coupled displacements (:func:`losskernel.gradients.linear_response.write_coupled_displacements`)
-    start at
-    0: ``x_t = rho x_(t-1) + sqrt(eps) noise`` with ``rho = 1 - eps gamma / 2``, so that ::
-
-        Cov(x_s, x_t) = rho^|t - s| eps (1 - rho^(2 min(s, t))) / (1 - rho^2),
-
-    for ``gamma = 0`` a random walk, ``eps min(s, t)``. Coordinates are independent; so are draws of
-    the Gaussian that are made directly.
-
-    Args:
-        probe: settings of the chain; ``n_beta`` plays no part.
-        steps: number of steps before each draw, ``(draw,)``.
-    """
-    steps = np.asarray(steps, float)
-    if probe.direct:
-        return np.eye(len(steps)) / probe.gamma
-    rho = 1 - probe.step_size * probe.gamma / 2
-    earlier = np.minimum(steps[:, None], steps)
-    if rho == 1:
-        return probe.step_size * earlier
-    variance = probe.step_size * (1 - np.power(rho**2, earlier)) / (1 - rho**2)
-    return variance * np.power(rho, np.abs(steps[:, None] - steps))
-
-
-def run_variance(law: ArrayLike, chains: int = 1) -> float:
-    """Expected pooled sample variance of a coordinate whose draws have the covariance ``law``.
-
-    Times the Gram matrix of the gradients it is the expectation of the estimated covariance of the
-    coupled linear parts of this very run, stationary or not. As ``known`` in
-    :func:`control_variate_kernel` it leaves the expectation of the plain estimate unchanged;
-    :func:`limit_kernel` does so for a run that is long against its relaxation only, and would give
-    a chain that never got far the kernel of a stationary one.
-
-    Args:
-        law: ``(draw, draw)``, of the draws that are used, from :func:`coupled_law`.
-        chains: how many independent chains are pooled.
-    """
-    law = np.asarray(law, float)
-    draws = len(law)
-    return float((chains * np.trace(law) - law.sum() / draws) / (chains * draws - 1))
-
-
 def control_variate_kernel(
     losses: ArrayLike, linear: ArrayLike, known: ArrayLike, center: str = "pooled"
 ) -> np.ndarray:
@@ -116,10 +71,9 @@ def control_variate_kernel(
         K_cv = K + (known - Cov(a, a)),    K and Cov(a, a) estimated from the same draws.
 
     Its expectation is that of the plain K, if ``known`` is the covariance of ``linear``: exactly so
-    for ``n_beta = 0`` and for coupled displacements (after burn-in: :func:`limit_kernel` is the
-    stationary law; for any run: :func:`run_variance`); up to the error of the empirical Fisher
-    matrix for the displacements of the chain itself at ``n_beta > 0``. It need not be positive
-    semi-definite.
+    for ``n_beta = 0`` and, after burn-in, for coupled displacements (:func:`limit_kernel` is their
+    stationary law); up to the error of the empirical Fisher matrix for the displacements of the
+    chain itself at ``n_beta > 0``. It need not be positive semi-definite.
 
     Args:
         losses: ``(chain, draw, input)`` or ``(draw, input)``.

@@ -10,7 +10,6 @@ from losskernel.kernel.control_variate import (
     control_variate_kernel,
     control_variate_null,
     normalize,
-    run_variance,
 )
 from losskernel.kernel.covariance import correlation, covariance
 from losskernel.kernel.noise import shifted
@@ -24,35 +23,24 @@ class Draws:
         losses: ``(chain, draw, input)``.
         linear: linear part of every loss, of the same shape, or None.
         known: exact covariance of the linear parts, ``(input, input)``, or None.
-        law: covariance in time of the displacements that the linear parts are taken at, ``(draw,
-            draw)``, from :func:`losskernel.kernel.control_variate.coupled_law`, in units of the
-            stationary variance; None for a run that is stationary, and long against its relaxation.
     """
 
     losses: np.ndarray
     linear: np.ndarray | None = None
     known: np.ndarray | None = None
-    law: np.ndarray | None = None
 
     def at(self, draws) -> Draws:
         """Some draws of every chain, by an index or a mask."""
         if self.linear is None:
             return Draws(self.losses[:, draws])
-        law = None if self.law is None else self.law[draws][:, draws]
-        return Draws(self.losses[:, draws], self.linear[:, draws], self.known, law)
-
-    @property
-    def alone(self) -> Draws:
-        """The same without the control variate."""
-        return Draws(self.losses)
+        return Draws(self.losses[:, draws], self.linear[:, draws], self.known)
 
     @property
     def kernel(self) -> np.ndarray:
         """K, ``(input, input)``."""
         if self.linear is None:
             return covariance(self.losses)
-        reached = 1.0 if self.law is None else run_variance(self.law, len(self.losses))
-        return control_variate_kernel(self.losses, self.linear, self.known * reached)
+        return control_variate_kernel(self.losses, self.linear, self.known)
 
     @property
     def r(self) -> np.ndarray:
@@ -95,4 +83,4 @@ class Draws:
 
     def _chains(self, chosen: slice) -> Draws:
         linear = None if self.linear is None else self.linear[chosen]
-        return Draws(self.losses[chosen], linear, self.known, self.law)
+        return Draws(self.losses[chosen], linear, self.known)

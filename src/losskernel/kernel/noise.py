@@ -36,7 +36,6 @@ def noise_floor(losses: np.ndarray, center: str = "pooled", seed: int = 0) -> fl
     """Standard deviation of R between unrelated inputs, from :func:`shifted` losses.
 
     For independent draws it is ``1 / sqrt(samples - 1)``; autocorrelation raises it. A correlation
-    is resolved if it exceeds this several times. Memory as for :func:`sample_cka`, and a copy of
-    the losses.
+    is resolved if it exceeds this several times. It takes the memory of a copy of the losses.
     """
     return pair_correlation(shifted(losses, seed), center)[1]

@@ -47,15 +47,6 @@ class Null:
             samples=samples,
         )
 
-    def p_value(self, observed: ArrayLike) -> NDArray[np.float64]:
-        """One-sided p: (1 + number of permutations at or above ``observed``)/(1 + permutations).
-
-        NaN where the observed value or the null is NaN (a lift whose base rate is 0).
-        """
-        reached = (self.samples >= observed).sum(axis=0)
-        p = (1.0 + reached) / (1.0 + len(self.samples))
-        return np.where(np.isnan(observed) | np.isnan(self.mean), np.nan, p)
-
 
 def lift(
     neighbors: ArrayLike,
@@ -221,55 +212,6 @@ def shuffled_null(
     return Null.of(samples, levels)
 
 
-@dataclass(frozen=True)
-class RankCorrelation:
-    """Spearman's rank correlation of two similarity matrices with its permutation null.
-
-    Attributes:
-        correlation: Spearman's rho over all pairs i < j.
-        null: rho when the nodes of one matrix are relabeled at random.
-        p_value: one-sided, for a correlation as large as this or larger.
-    """
-
-    correlation: float
-    null: Null
-    p_value: float
-
-
-def hierarchy_rank_correlation(
-    similarity: ArrayLike,
-    hierarchy_similarity: ArrayLike,
-    *,
-    permutations: int,
-    seed: int | np.random.SeedSequence,
-    levels: Sequence[float] = (0.025, 0.975),
-) -> RankCorrelation:
-    """Spearman's rho between two similarities over all off-diagonal pairs, with a Mantel test.
-
-    The n(n-1)/2 pairs of n nodes are not independent, so the usual p-value of rho is far too
-    small. The null relabels the nodes of one matrix, rows and columns together (Mantel 1967).
-
-    Args:
-        similarity: (n, n) symmetric, for instance the normalized kernel; the diagonal is unused.
-        hierarchy_similarity: (n, n) symmetric, for instance `Hierarchy.wu_palmer`.
-        permutations: number of relabelings, at least 1; the smallest p is 1/(permutations + 1).
-        seed: of `numpy.random.default_rng`.
-        levels: quantiles of the null to report.
-
-    Raises:
-        DataError: the matrices are not square, finite, symmetric and of one shape with n >= 3, or
-            all pairs of one are equal.
-    """
-    if permutations < 1:
-        raise DataError(f"permutations is {permutations}; at least 1 is needed")
-    correlation, samples = rank_correlations(
-        [similarity], [hierarchy_similarity], permutations=permutations, seed=seed
-    )
-    null = Null.of(samples[:, 0, 0], levels)
-    value = float(correlation[0, 0])
-    return RankCorrelation(value, null, float(null.p_value(value)))
-
-
 def rank_correlations(
     similarities: Sequence[ArrayLike],
     hierarchy_similarities: Sequence[ArrayLike] | MirroredRanks,
@@ -279,12 +221,13 @@ def rank_correlations(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Spearman's rho of every similarity with every measure of the hierarchy, and their null.
 
-    As `hierarchy_rank_correlation`, for several matrices under the same relabelings: those of the
-    hierarchy are permuted once for all similarities. Where nodes come in groups
+    Rho is over the n(n-1)/2 pairs. These are not independent, so the usual p-value of rho is far
+    too small. The null relabels the nodes of one matrix, rows and columns together (Mantel 1967);
+    those of the hierarchy are permuted once for all similarities. Where nodes come in groups
     (`MirroredRanks.of`), pairs within one do not count and whole groups trade places.
 
     Args:
-        similarities: A matrices (n, n).
+        similarities: A symmetric matrices (n, n), whose diagonals are unused.
         hierarchy_similarities: B matrices (n, n), or what `MirroredRanks.of` made of them, to rank
             them once for several calls.
         permutations: number of relabelings; 0 for none.
@@ -294,7 +237,8 @@ def rank_correlations(
         (A, B) correlations, and (permutations, A, B) those of relabeled nodes.
 
     Raises:
-        DataError: as `hierarchy_rank_correlation`.
+        DataError: the matrices are not square, finite, symmetric and of one shape with n >= 3, or
+            all pairs of one are equal.
     """
     similarities = [_symmetric(matrix, "similarity") for matrix in similarities]
     second = hierarchy_similarities
@@ -357,7 +301,7 @@ class MirroredRanks:
                 be as similar as any other pair of the two. By default every node is its own.
 
         Raises:
-            DataError: as `hierarchy_rank_correlation`.
+            DataError: as `rank_correlations`.
         """
         name = "hierarchy_similarity"
         shapes = {np.shape(matrix) for matrix in similarities}
