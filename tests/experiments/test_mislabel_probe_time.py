@@ -11,7 +11,6 @@ from losskernel.errors import ConfigError
 from losskernel.experiments.imagenet.sample import generate
 from losskernel.experiments.mislabel import probe_time
 from losskernel.experiments.mislabel.labels import detection
-from losskernel.gradients.per_sample import gradient_norms
 from losskernel.models.loader import load_classifier
 from losskernel.seeds import numpy_generator
 
@@ -67,6 +66,7 @@ def sampled(tmp_path_factory):
         "device": "cpu",
     }
     probe_time.sample(settings, 1e4, folder / "journal", folder / "trace.nc")
+    probe_time.baselines(settings, folder / "baselines.npz")
     return settings, folder / "trace.nc"
 
 
@@ -87,22 +87,37 @@ def test_the_given_labels_have_the_losses_of_a_run_without_the_wrong_ones(sample
     assert all(len(set(row)) == 4 for row in labels)
     assert np.abs(losses[..., 1:] - losses[..., :1]).min() > 1e-4  # other labels, other losses
     assert found.attributes["weights_sha256"] == plain.attributes["weights_sha256"]
-    margin = found.coordinate("margin").reshape(20, 4)
+
+
+def test_margin_and_gradient_norm_are_those_of_every_label(sampled):
+    settings, trace = sampled
+    classifier = load_classifier(*(settings[k] for k in ("model", "weights", "image_size", "seed")))
+    images = WnidImages(settings["image_folder"], classifier.preprocess)
+    images.draw(None, numpy_generator(0, "order"))
+    inputs, _ = load_images(images, False)
+    with np.load(trace.parent / "baselines.npz") as stored:
+        labels, margin, norm = (stored[name] for name in ("label", "margin", "gradient_norm"))
+    np.testing.assert_array_equal(labels.ravel(), LossTrace.load(trace).coordinate("label"))
     with torch.no_grad():
-        logits = classifier.model.eval()(data[0])
+        logits = classifier.model.eval()(inputs)
     others = logits.clone()
     others[torch.arange(20), labels[:, 1]] = -torch.inf
     expected = logits[torch.arange(20), labels[:, 1]] - others.amax(1)
     np.testing.assert_allclose(margin[:, 1], expected, atol=1e-5)
-    norms = gradient_norms(classifier.model, (data[0], torch.as_tensor(labels[:, 2]).long()))
-    np.testing.assert_allclose(
-        found.coordinate("gradient_norm").reshape(20, 4)[:, 2], norms, rtol=1e-4
+    for parameter in classifier.model.parameters():
+        parameter.requires_grad_()
+    loss = torch.nn.functional.cross_entropy(
+        classifier.model(inputs[3:4]), torch.as_tensor(labels[3:4, 2]).long()
     )
+    gradients = torch.autograd.grad(loss, list(classifier.model.parameters()))
+    expected = sum(float(g.double().square().sum()) for g in gradients) ** 0.5
+    assert norm[3, 2] == pytest.approx(expected, rel=1e-4)
 
 
-def analyzed(trace, folder):
+def analyzed(trace, folder, plain=None):
+    plain = plain or trace.parent / "baselines.npz"
     files = [folder / name for name in ("rows.csv", "summary.csv", "scores.npz")]
-    probe_time.on_images(ANALYSIS, [trace], *files)
+    probe_time.on_images(ANALYSIS, [trace], plain, *files)
     return pd.read_csv(files[0]), pd.read_csv(files[1]), dict(np.load(files[2]))
 
 
@@ -128,13 +143,13 @@ def test_a_corruption_is_a_choice_among_the_columns(sampled, tmp_path):
 
 def test_the_jackknife_is_that_of_the_definition(sampled, tmp_path):
     _, summary, _ = analyzed(sampled[1], tmp_path)
-    trace = LossTrace.load(sampled[1])
+    trace, plain = LossTrace.load(sampled[1]), sampled[1].parent / "baselines.npz"
     values = []
     for block in range(4):
         left = np.delete(np.arange(8), [2 * block, 2 * block + 1])
         part = LossTrace(trace.dataset.isel(draw=left))
         part.save(tmp_path / "part.nc")
-        values.append(analyzed(tmp_path / "part.nc", tmp_path)[1]["ratio"].values)
+        values.append(analyzed(tmp_path / "part.nc", tmp_path, plain)[1]["ratio"].values)
     values = np.array(values)
     expected = np.sqrt(3 / 4 * ((values - values.mean(0)) ** 2).sum(0))
     np.testing.assert_allclose(summary["ratio_error"], expected)
@@ -143,7 +158,8 @@ def test_the_jackknife_is_that_of_the_definition(sampled, tmp_path):
 def test_the_headline_must_be_among_the_traces(sampled, tmp_path):
     files = [tmp_path / name for name in ("rows.csv", "summary.csv", "scores.npz")]
     with pytest.raises(ConfigError, match="gammas: none is 3000, the headline"):
-        probe_time.on_images(ANALYSIS | {"headline": 3000}, [sampled[1]], *files)
+        plain = sampled[1].parent / "baselines.npz"
+        probe_time.on_images(ANALYSIS | {"headline": 3000}, [sampled[1]], plain, *files)
 
 
 def test_another_trace_is_refused(sampled, tmp_path):
@@ -153,4 +169,4 @@ def test_another_trace_is_refused(sampled, tmp_path):
     with pytest.raises(
         ConfigError, match="other.nc: not made by `losskernel workflow mislabel.probe_time"
     ):
-        analyzed(tmp_path / "other.nc", tmp_path)
+        analyzed(tmp_path / "other.nc", tmp_path, sampled[1].parent / "baselines.npz")

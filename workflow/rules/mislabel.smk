@@ -8,6 +8,14 @@ MISLABEL = f"{RESULTS}/mislabel"
 mislabel = config["mislabel"]
 corrupted = mislabel["imagenet"]
 CORRUPTED_SETTINGS = ("max_inputs", "wrong_labels", "draws", "eval_batch_size")
+corruption = settings(
+    "imagenet",
+    LOADING,
+    image_folder=IMAGES,
+    seed=SEED,
+    device=imagenet["kernel"]["device"],
+    **{key: corrupted[key] for key in CORRUPTED_SETTINGS},
+)
 GAMMAS = [f"{gamma:g}" for gamma in corrupted["gammas"]]
 PHOTOGRAPHS = [name for name in ("imagenet", "tiny_imagenet") if mislabel[name]["include"]]
 MISLABEL_FIGURES = ["mislabel_detection", *(f"mislabel_{name}" for name in PHOTOGRAPHS)]
@@ -86,22 +94,31 @@ use rule step as mislabel_imagenet_sample with:
     params:
         **call(
             "mislabel.probe_time.sample",
-            settings=settings(
-                "imagenet",
-                LOADING,
-                image_folder=IMAGES,
-                seed=SEED,
-                device=imagenet["kernel"]["device"],
-                **{key: corrupted[key] for key in CORRUPTED_SETTINGS},
-            ),
+            settings=corruption,
             journal=f"{MISLABEL}/imagenet/{{gamma}}_journal",
         ),
+
+
+use rule step as mislabel_imagenet_baselines with:
+    """Margin and gradient norm of the same pairs of photograph and label, at the trained weights."""
+    input:
+        manifest=MANIFEST,
+    output:
+        f"{MISLABEL}/imagenet/baselines.npz",
+    log:
+        log("mislabel_imagenet_baselines"),
+    resources:
+        mem_mb=MODEL_MEMORY,
+        runtime=60,
+    params:
+        **call("mislabel.probe_time.baselines", settings=corruption),
 
 
 use rule step as mislabel_imagenet with:
     """Shares and draws of corrupted labels of photographs, and how self-covariance finds them."""
     input:
         traces=expand(f"{CORRUPTED}/{{gamma}}.nc", gamma=GAMMAS),
+        plain=f"{CORRUPTED}/baselines.npz",
     output:
         rows=f"{MISLABEL}/imagenet.csv",
         summary=f"{MISLABEL}/imagenet_summary.csv",

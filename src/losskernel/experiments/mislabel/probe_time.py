@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from losskernel.data.images import WnidImages, load_images
 from losskernel.errors import ConfigError
@@ -118,43 +117,27 @@ def sample(
     ``eval_batch_size`` in images, ``device``, ``seed``, and ``wrong_labels``, how many of each
     image. The input dimension of the trace runs over pairs of image and label, those of an image
     side by side, its given label first; ``label`` is that of the pair, ``image`` the number and
-    ``name`` the name of the image, ``margin`` and ``gradient_norm`` are of the pair at the trained
-    weights. Resumable by the journal.
+    ``name`` the name of the image. Resumable by the journal.
     """
-    seed = settings["seed"]
-    classifier = load_classifier(
-        settings["model"], settings["weights"], settings["image_size"], seed
-    )
-    images = WnidImages(
-        settings["image_folder"],
-        classifier.preprocess,
-        per_class=settings["per_class"],
-        manifest=manifest,
-    )
-    images.draw(settings["max_inputs"], numpy_generator(seed, "order"))
-    inputs, labels = load_images(images, settings["skip_unreadable"])
-    rng = numpy_generator(seed, "resample")
-    wrong = wrong_labels(images.labels, settings["wrong_labels"], len(images.classes), rng)
-    pairs = np.concatenate([images.labels[:, None], wrong], axis=1)
+    classifier, images, inputs, pairs = _labeled(settings, manifest)
     per_image = pairs.shape[1]
     shown = SeveralLabels(classifier.model, inputs, per_image)
     trace = sample_losses(
         shown,
-        (inputs, labels),
+        (inputs, torch.as_tensor(images.labels)),
         Probe(gamma=gamma),
         probe_data=(shown.pairs, torch.as_tensor(pairs.ravel())),
         chains=1,
         draws=settings["draws"],
         eval_batch_size=settings["eval_batch_size"] * per_image,
         # Not the draws of the kernel by gradients, which is to be checked by these.
-        seed=seed + 1,
+        seed=settings["seed"] + 1,
         device=settings["device"],
         journal=journal,
         input_coords={
             "label": pairs.ravel().astype(np.int16),
             "image": np.repeat(np.arange(len(images), dtype=np.int32), per_image),
             "name": np.repeat(images.names, per_image),
-            **_at_trained_weights(classifier.model, inputs, pairs),
         },
     )
     trace.dataset.attrs |= {
@@ -168,26 +151,58 @@ def sample(
     trace.save(output)
 
 
+def _labeled(settings: dict, manifest: Path | None):
+    """The classifier, the images, the inputs and labels ``(image, label)``, the given one first."""
+    seed = settings["seed"]
+    classifier = load_classifier(
+        settings["model"], settings["weights"], settings["image_size"], seed
+    )
+    images = WnidImages(
+        settings["image_folder"],
+        classifier.preprocess,
+        per_class=settings["per_class"],
+        manifest=manifest,
+    )
+    images.draw(settings["max_inputs"], numpy_generator(seed, "order"))
+    inputs, _ = load_images(images, settings["skip_unreadable"])
+    rng = numpy_generator(seed, "resample")
+    wrong = wrong_labels(images.labels, settings["wrong_labels"], len(images.classes), rng)
+    return classifier, images, inputs, np.concatenate([images.labels[:, None], wrong], axis=1)
+
+
 @torch.no_grad()
-def _at_trained_weights(
-    model: nn.Module, inputs: torch.Tensor, pairs: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Margin and gradient norm of every pair of image and label, ``(pair,)``."""
-    model, labels = model.eval(), torch.as_tensor(pairs)
-    logits = torch.cat([model(block) for block in inputs.split(50)])
-    columns = range(labels.shape[1])
-    margin = torch.stack([margins(logits, labels[:, at]) for at in columns], dim=1)
+def baselines(settings: dict, output: Path, manifest: Path | None = None) -> None:
+    """Scores at the trained weights: label, margin and gradient norm, ``(image, label)`` each.
+
+    ``settings`` as for :func:`sample`, whose columns of labels these are.
+    """
+    classifier, images, inputs, pairs = _labeled(settings, manifest)
+    model, labels = classifier.model.eval(), torch.as_tensor(pairs)
+    logits = torch.cat([model(block) for block in inputs.split(settings["eval_batch_size"])])
+    columns = bar(range(pairs.shape[1]), "gradient norms", unit="label")
     norms = [gradient_norms(model, (inputs, labels[:, at].contiguous())) for at in columns]
-    return {
-        "margin": margin.numpy().ravel().astype(np.float32),
-        "gradient_norm": np.stack(norms, axis=1).ravel().astype(np.float32),
-    }
+    margin = [margins(logits, labels[:, at]) for at in range(pairs.shape[1])]
+    with atomic_path(output) as temporary:
+        np.savez_compressed(
+            temporary,
+            name=images.names,
+            label=pairs.astype(np.int16),
+            margin=torch.stack(margin, dim=1).numpy().astype(np.float32),
+            gradient_norm=np.stack(norms, axis=1).astype(np.float32),
+        )
 
 
 def on_images(
-    settings: dict, traces: list[Path], output: Path, output_summary: Path, output_scores: Path
+    settings: dict,
+    traces: list[Path],
+    plain: Path,
+    output: Path,
+    output_summary: Path,
+    output_scores: Path,
 ) -> None:
     """Corrupt labels of traces of :func:`sample` by shares and draws, and look for them.
+
+    ``plain`` is what :func:`baselines` wrote.
 
     ``settings``: ``shares``, ``draws`` (seeds of the corruption), ``neighbors``, ``permutations``,
     ``jackknife_blocks``, ``headline`` (a gamma). Writes a row a gamma, share and draw; then their
@@ -199,7 +214,7 @@ def on_images(
     """
     tables, summaries = [], []
     for path in traces:
-        rows, summary, kept = _corrupted(settings, path)
+        rows, summary, kept = _corrupted(settings, path, plain)
         tables.append(rows)
         summaries.append(summary)
         if summary.gamma.iloc[0] == settings["headline"]:
@@ -214,7 +229,9 @@ def on_images(
     write_csv(table, output_summary)
 
 
-def _corrupted(settings: dict, path: Path) -> tuple[pd.DataFrame, pd.DataFrame, list]:
+def _corrupted(
+    settings: dict, path: Path, plain_scores: Path
+) -> tuple[pd.DataFrame, pd.DataFrame, list]:
     """Rows of one trace, their summary, and the self-covariances behind them."""
     loaded = LossTrace.load(path)
     if "labels_per_image" not in loaded.attributes:
@@ -223,8 +240,12 @@ def _corrupted(settings: dict, path: Path) -> tuple[pd.DataFrame, pd.DataFrame, 
     losses = loaded.losses.reshape(*loaded.losses.shape[:2], -1, per_image)
     initial = loaded.initial_loss.reshape(-1, per_image)
     # What needs no draws; high where a label is suspicious.
-    plain = {"loss": initial, "margin": -loaded.coordinate("margin").reshape(-1, per_image)}
-    plain["gradient_norm"] = loaded.coordinate("gradient_norm").reshape(-1, per_image)
+    with np.load(plain_scores) as stored:
+        labels = loaded.coordinate("label").reshape(-1, per_image)
+        if not np.array_equal(labels, stored["label"]):
+            raise ConfigError(f"{plain_scores}: of other images or labels than {path}; make both")
+        plain = {"loss": initial, "margin": -stored["margin"]}
+        plain["gradient_norm"] = stored["gradient_norm"]
     images = np.arange(len(initial))
     corrupted = []
     for share in settings["shares"]:
