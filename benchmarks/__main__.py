@@ -5,7 +5,13 @@ import sys
 
 from benchmarks.harness import RESULTS, page
 
-NAMES = ("devinterp_sampler", "inception_evaluation", "kernel_neighbors", "linear_limit")
+NAMES = (
+    "devinterp_sampler",
+    "inception_evaluation",
+    "kernel_neighbors",
+    "linear_limit",
+    "per_sample_gradients",
+)
 
 options = [argument for argument in sys.argv[1:] if argument not in NAMES]
 chosen = [name for name in NAMES if name in sys.argv[1:]] or NAMES

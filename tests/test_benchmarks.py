@@ -10,8 +10,20 @@ import pytest
 
 pytest.importorskip("devinterp", reason="devinterp, the peer, is not installed")
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("devinterp_sampler", "inception_evaluation", "kernel_neighbors", "linear_limit")
-RATES = ("draws_per_second", "milliseconds_an_image", "measured", "seconds")
+NAMES = (
+    "devinterp_sampler",
+    "inception_evaluation",
+    "kernel_neighbors",
+    "linear_limit",
+    "per_sample_gradients",
+)
+RATES = (
+    "draws_per_second",
+    "milliseconds_an_image",
+    "measured",
+    "seconds",
+    "milliseconds_a_gradient",
+)
 
 
 @pytest.fixture
