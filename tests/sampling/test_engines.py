@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from losskernel.errors import ConfigError, DataError
-from losskernel.sampling.engines import BatchedEngine, SequentialEngine, make_engine, tensor_cores
+from losskernel.sampling.engines import BatchedEngine, SequentialEngine, make_engine, without_tf32
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.parameters import select_parameters
 from losskernel.sampling.sample import cross_entropy
@@ -109,54 +109,6 @@ def test_the_block_size_does_not_matter(engine, block):
     torch.testing.assert_close(losses, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_arithmetic_keeps_float32_weights_and_losses():
-    model = network()
-    names = select_parameters(model)
-    half = SequentialEngine(model, cross_entropy, names, precision="bfloat16")
-    full = SequentialEngine(model, cross_entropy, names)
-    assert torch.equal(half.center, full.center) and half.center.dtype == torch.float32
-    losses = [e.losses(full.center[None], Inputs((X, Y)), 10) for e in (half, full)]
-    gradients = [e.gradients(full.center[None], batches(1))[0] for e in (half, full)]
-    assert losses[0].dtype == gradients[0].dtype == torch.float32
-    torch.testing.assert_close(*losses, rtol=0.05, atol=0.05)  # 8 bits of mantissa, 3 layers
-    assert not torch.equal(*losses)
-    assert torch.cosine_similarity(*gradients).item() > 0.99
-
-
-def test_the_precision_of_the_losses_alone():
-    model = network()
-    names = select_parameters(model)
-    full, half, mixed = (
-        SequentialEngine(model, cross_entropy, names, precision=one, eval_precision=other)
-        for one, other in (("float32", None), ("bfloat16", None), ("float32", "bfloat16"))
-    )
-    weights = weights_around(full)
-    for found, expected in zip(
-        mixed.gradients(weights, batches()), full.gradients(weights, batches()), strict=True
-    ):
-        assert torch.equal(found, expected)
-    found, expected = (engine.losses(weights, Inputs((X, Y)), 10) for engine in (mixed, half))
-    assert torch.equal(found, expected)
-
-
-def test_tf32_of_the_losses_alone_is_in_force_while_they_are_computed(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    matmul, seen = torch.backends.cuda.matmul, []
-    model = nn.Linear(3, 4)
-
-    def loss(output, target):
-        seen.append(matmul.allow_tf32)
-        return cross_entropy(output, target)
-
-    data = (torch.randn(2, 3), torch.tensor([0, 1]))
-    for kind in (BatchedEngine, SequentialEngine):
-        engine = kind(model, loss, ["weight"], eval_precision="tf32")
-        with tensor_cores("float32"):
-            engine.gradients(engine.center[None], [data])
-            engine.losses(engine.center[None], Inputs(data), 2)
-    assert seen == [False, True] * 2
-
-
 class Branching(nn.Module):
     """What vmap cannot batch: a branch on a value."""
 
@@ -176,8 +128,6 @@ def test_choice_of_engine():
     for kind, options in (("sequential", {}), ("auto", {"small": 3})):
         engine = make_engine(kind, model, cross_entropy, names, data, **options)
         assert isinstance(engine, SequentialEngine)
-    engine = make_engine("auto", model, cross_entropy, names, data, precision="bfloat16")
-    assert isinstance(engine, SequentialEngine)
     branching = Branching()
     names = ["linear.weight", "linear.bias"]
     assert isinstance(make_engine("auto", branching, cross_entropy, names, data), SequentialEngine)
@@ -190,11 +140,7 @@ def test_choice_of_engine():
     ("kind", "options", "message"),
     [
         ("fast", {}, "'fast' is not one of auto, batched, sequential"),
-        ("batched", {"precision": "bfloat16"}, "need engine 'sequential'"),
-        ("batched", {"eval_precision": "bfloat16"}, "need engine 'sequential'"),
-        ("sequential", {"precision": "float16"}, "'float16' is not one of float32, tf32, bfloat16"),
-        ("auto", {"precision": "tf32"}, "^precision: 'tf32' is of NVIDIA GPUs"),
-        ("auto", {"eval_precision": "tf32"}, "^eval_precision: 'tf32' is of NVIDIA GPUs"),
+        ("batched", {"compiled": True}, "compiled on a CPU needs engine 'sequential'"),
     ],
 )
 def test_impossible_settings(kind, options, message):
@@ -213,15 +159,15 @@ def test_a_loss_that_is_reduced_already(kind):
 
 @pytest.fixture
 def compile_calls(monkeypatch):
-    """Compiling without code generation, which takes a minute; the modes that were asked for."""
-    modes, real = [], torch.compile
+    """Compiling without code generation, which takes a minute; what was compiled."""
+    functions, real = [], torch.compile
 
-    def compile(function, dynamic, mode):
-        modes.append(mode)
+    def compile(function, dynamic):
+        functions.append(function)
         return real(function, dynamic=dynamic, backend="aot_eager")
 
     monkeypatch.setattr(torch, "compile", compile)
-    yield modes
+    yield functions
     torch.compiler.reset()
 
 
@@ -230,7 +176,7 @@ def test_compiled_engines_compute_the_same(compile_calls, engine, compilations):
     model = network()
     names = select_parameters(model)
     plain, compiled = (engine(model, cross_entropy, names, compiled=c) for c in (False, True))
-    assert compile_calls == [None] * compilations
+    assert len(compile_calls) == compilations
     weights = weights_around(plain)
     for found, expected in zip(
         compiled.gradients(weights, batches()), plain.gradients(weights, batches()), strict=True
@@ -240,17 +186,35 @@ def test_compiled_engines_compute_the_same(compile_calls, engine, compilations):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-def test_tf32_is_used_where_it_is_asked_for(monkeypatch, precision):
+@pytest.fixture
+def tf32_backends(monkeypatch):
+    """Where PyTorch keeps whether products may run in TF32, which is allowed, as on a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends]
-    with tensor_cores(precision):
-        assert [backend.allow_tf32 for backend in backends] == before  # no GPU: nothing to set
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ZeroDivisionError), tensor_cores(precision):
-        assert all(backend.allow_tf32 == (precision == "tf32") for backend in backends)
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield backends
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
+def test_tf32_is_off_while_an_engine_computes_and_then_as_it_was(tf32_backends):
+    seen = []
+
+    def loss(output, target):
+        seen.append([backend.allow_tf32 for backend in tf32_backends])
+        return cross_entropy(output, target)
+
+    data = (torch.randn(2, 3), torch.tensor([0, 1]))
+    for kind in (BatchedEngine, SequentialEngine):
+        engine = kind(nn.Linear(3, 4), loss, ["weight"])
+        engine.gradients(engine.center[None], [data])
+        engine.losses(engine.center[None], Inputs(data), 2)
+    assert seen == [[False, False]] * 4
+    with pytest.raises(ZeroDivisionError), without_tf32():
         raise ZeroDivisionError
-    assert [backend.allow_tf32 for backend in backends] == before
+    assert all(backend.allow_tf32 for backend in tf32_backends)
 
 
 class Attentive(nn.Module):

@@ -23,7 +23,7 @@ from losskernel.sampling.engines import (
     _cast,
     _frozen_copy,
     _input_losses,
-    tensor_cores,
+    without_tf32,
 )
 from losskernel.sampling.inputs import leaves, map_tensors
 from losskernel.sampling.parameters import FlatLayout
@@ -95,7 +95,7 @@ class LayerGradients:
             view.copy_(moved)
         self._count = len(leaves(y)[0])
         self._fold, self._out = fold, out
-        with tensor_cores("float32"), torch.enable_grad():
+        with without_tf32(), torch.enable_grad():
             batch = map_tensors(torch.clone, (x, y))  # the model may work in place
             losses = _input_losses(self._model, self._loss, torch.float32, *batch)
             outside = torch.autograd.grad(losses.sum(), self._parameters, allow_unused=True)

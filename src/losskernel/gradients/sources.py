@@ -24,7 +24,7 @@ from losskernel.sampling.engines import (
     _real,
     make_engine,
     quiet,
-    tensor_cores,
+    without_tf32,
 )
 from losskernel.sampling.inputs import Inputs, map_tensors
 from losskernel.sampling.parameters import FlatLayout
@@ -68,7 +68,7 @@ class BatchedGradients:
         self._gradients = quiet(vmap(grad_and_value(value), in_dims=(None, 0, 0)))
 
     def block(self, weights: Tensor, x: Any, y: Any, fold: Fold, out: Tensor) -> Tensor:
-        with tensor_cores("float32"):
+        with without_tf32():
             gradients, losses = self._gradients(weights, *map_tensors(torch.clone, (x, y)))
         fold.add_rows(out, gradients)
         return losses.detach()

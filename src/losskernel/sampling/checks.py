@@ -23,9 +23,8 @@ _FEW, _MANY = 6, 64  # inputs that are evaluated, and before a loss counts as co
 # How far two evaluations of a loss may be apart, as a share of it. A float32 sum of n terms in one
 # order or another is within some sqrt(n) 2^-24 of itself: 1e-5 for 10,000 terms. A tenfold chain of
 # such layers, and logits of which a loss is a small difference, leave 1e-3 as a bound that
-# rounding alone does not reach. TF32 and bfloat16 round every product once, to 2^-11 and 2^-9, and
-# add in float32: a few units of that.
-TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 5e-2}
+# rounding alone does not reach.
+_TOLERANCE = 1e-3
 _REPEATED = 0.01  # of that, for the very same evaluation a second time
 _MOVED = 0.01  # standard deviation of a small move of the weights, in their root mean square
 
@@ -69,18 +68,17 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool, gradients: 
             "loss: its gradient is 0 though it depends on the weights; leave detach, no_grad, "
             "argmax, rounding and NumPy out of model and loss"
         )
-    tolerance = TOLERANCE[engine.eval_precision]
     behavior = settings_attribute(
         {
             "losses": whole[0].tolist(),
             "gradient_norm": norm,
-            "tolerance": tolerance,
+            "tolerance": _TOLERANCE,
         }
     )
     if not np.isfinite(whole[0]).all():
         return behavior  # the caller says which, of all inputs
     scale = np.fmax(np.abs(whole).max(0), np.abs(whole[0]).mean())
-    allowed = tolerance * scale
+    allowed = _TOLERANCE * scale
 
     def differing(others: np.ndarray, places: Any, share: float = 1) -> int | None:
         far = np.flatnonzero(~(np.abs(others - whole[0, places]) <= share * allowed[places]))

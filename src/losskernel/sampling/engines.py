@@ -22,7 +22,6 @@ from losskernel.sampling.inputs import Inputs, leaves, map_tensors
 from losskernel.sampling.parameters import FlatLayout
 
 LossPerInput = Callable[[Any, Any], Tensor]
-PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 # Models up to this size keep a GPU waiting for launches, and a CPU core's threads for each other.
 SMALL = 2_000_000
 # Up to this size a CPU spends its time on calling the operations, one chain after the other.
@@ -37,7 +36,6 @@ class Engine(Protocol):
     kind: str  # its name for make_engine
     together: bool  # whether it evaluates several chains in less time than one after the other
     model: nn.Module  # the copy that it evaluates
-    eval_precision: str
 
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         """Gradients of the chains' mean batch losses, ``(chain, parameter)``, and the losses."""
@@ -123,13 +121,13 @@ def _count(targets: Any) -> int:
 
 
 @contextmanager
-def tensor_cores(precision: str) -> Iterator[None]:
-    """Whether float32 products on an NVIDIA GPU may run in TF32 inside the ``with`` block.
+def without_tf32() -> Iterator[None]:
+    """Float32 products on an NVIDIA GPU keep float32's 23 bits inside the ``with`` block.
 
-    TF32 keeps 10 of float32's 23 bits of mantissa. PyTorch allows it for convolutions unless told
-    otherwise; here it is in force for precision ``"tf32"`` only. The settings are PyTorch's global
-    ones: the engines set them, and where threads compute one such block encloses them all, or the
-    first to end would undo the others'. It does nothing where there is no GPU.
+    TF32 keeps 10 of them, and PyTorch allows it for convolutions unless told otherwise. The
+    settings are PyTorch's global ones: the engines set them, and where threads compute one such
+    block encloses them all, or the first to end would undo the others'. It does nothing where there
+    is no GPU.
     """
     if not torch.cuda.is_available():
         yield
@@ -138,20 +136,11 @@ def tensor_cores(precision: str) -> Iterator[None]:
     before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:
-            backend.allow_tf32 = precision == "tf32"
+            backend.allow_tf32 = False
         yield
     finally:
         for backend, allowed in zip(backends, before, strict=True):
             backend.allow_tf32 = allowed
-
-
-def _compile(function: Callable, device: torch.device | str, size: int) -> Callable:
-    """Compiled for fixed shapes; replayed as a CUDA graph where launching the kernels costs most.
-
-    CUDA graphs have not been measured in this project.
-    """
-    graphs = torch.device(device).type == "cuda" and size <= SMALL
-    return torch.compile(function, dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
 class BatchedEngine:
@@ -163,7 +152,6 @@ class BatchedEngine:
         names: parameters to perturb.
         device: where to compute.
         compiled: compile both passes; costs a minute or two once.
-        precision, eval_precision: ``"float32"`` or ``"tf32"``, as for :class:`SequentialEngine`.
     """
 
     kind, together = "batched", True
@@ -175,10 +163,7 @@ class BatchedEngine:
         names: list[str],
         device="cpu",
         compiled: bool = False,
-        precision: str = "float32",
-        eval_precision: str | None = None,
     ):
-        self._precision, self.eval_precision = precision, eval_precision or precision
         self.model = _cast(_frozen_copy(model, device), torch.float32)
         self.layout = FlatLayout(self.model, names)
         self.center = self.layout.flatten(dict(self.model.named_parameters()))
@@ -195,20 +180,19 @@ class BatchedEngine:
         self._losses = self._eager_losses = vmap(losses, in_dims=(0, None, None))
         self._gradients = vmap(grad_and_value(mean_loss))
         if compiled:
-            self._losses = _compile(self._losses, device, self.layout.size)
-            self._gradients = _compile(self._gradients, device, self.layout.size)
+            self._losses = torch.compile(self._losses, dynamic=False)
+            self._gradients = torch.compile(self._gradients, dynamic=False)
         self._losses, self._eager_losses = quiet(self._losses), quiet(self._eager_losses)
         self._gradients = quiet(self._gradients)
 
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         x, y = map_tensors(lambda *parts: torch.stack(parts), *batches)
-        with tensor_cores(self._precision):
+        with without_tf32():
             gradient, value = self._gradients(weights, x, y)
-        # A CUDA graph overwrites its outputs when it is replayed.
-        return gradient.clone(), value.detach().clone()
+        return gradient, value.detach()
 
     def example_losses(self, weights: Tensor, x: Any, y: Any) -> Tensor:
-        with tensor_cores(self.eval_precision):
+        with without_tf32():
             return self._eager_losses(weights, *map_tensors(torch.clone, (x, y)))
 
     def output(self, x: Any) -> Any:
@@ -216,24 +200,9 @@ class BatchedEngine:
 
     @torch.inference_mode()
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
-        with tensor_cores(self.eval_precision):
-            blocks = [self._losses(weights, x, y).clone() for x, y in inputs.blocks(block)]
+        with without_tf32():
+            blocks = [self._losses(weights, x, y) for x, y in inputs.blocks(block)]
         return torch.cat(blocks, 1).cpu()
-
-
-class _Replica:
-    """A copy of the model in one type of number, whose perturbed parameters are overwritten."""
-
-    def __init__(self, model: nn.Module, names: list[str], dtype: torch.dtype):
-        self.model, self.dtype = _cast(model, dtype), dtype
-        parameters = dict(self.model.named_parameters())
-        self.parameters = [parameters[name].requires_grad_() for name in names]
-        self._storage = [parameter.data for parameter in self.parameters]
-
-    def move_to(self, pieces: list[Tensor]) -> None:
-        # Copied, not pointed at: kernels pick their code path by alignment, and compiled code and
-        # CUDA graphs expect the parameters where they were.
-        torch._foreach_copy_(self._storage, pieces)
 
 
 class SequentialEngine:
@@ -246,20 +215,10 @@ class SequentialEngine:
             invalid code for the backward pass of Inception-v1 on the CPU (the transposed store of
             a max pool's scattered gradient), and gains nothing on a small transformer. On a GPU
             both are compiled.
-        precision: of the model's arithmetic. ``"float32"``; ``"tf32"``, float32 with products on
-            the tensor cores of an NVIDIA GPU; or ``"bfloat16"``, twice as fast on a CPU with AMX.
-            The weights of the chain are float32 in any case, and so is the loss function, from
-            logits of this precision.
-        eval_precision: the same for the losses of the probe inputs, with gradients left in
-            ``precision``: the draws are then those of ``precision``, to the bit. By default it is
-            ``precision``.
         evaluation: PyTorch's mode for losses without gradients. In inference mode they take some
             4 % less time. ``torch.no_grad`` is for a model that keeps a tensor from one call to the
             next, such as a mask, which no gradient could use; ``torch.enable_grad`` for a model
             that calls for gradients itself, such as a force from an energy.
-
-    Raises:
-        ConfigError: a precision is unknown.
     """
 
     kind, together = "sequential", False
@@ -271,36 +230,26 @@ class SequentialEngine:
         names: list[str],
         device="cpu",
         compiled: bool = False,
-        precision: str = "float32",
-        eval_precision: str | None = None,
         evaluation: Callable = torch.inference_mode,
     ):
         self._evaluation = evaluation
-        self._precision, self.eval_precision = precision, eval_precision or precision
-        chosen = {"precision": precision, "eval_precision": self.eval_precision}
-        for name, value in chosen.items():
-            if value not in PRECISIONS:
-                raise ConfigError(f"{name}: '{value}' is not one of {', '.join(PRECISIONS)}")
         self._loss = loss
-        frozen = _frozen_copy(model, device)
-        self.layout = FlatLayout(frozen, names)
-        self.center = self.layout.flatten(dict(frozen.named_parameters()))
-        dtype, eval_dtype = PRECISIONS[self._precision], PRECISIONS[self.eval_precision]
-        spare = None if eval_dtype == dtype else copy.deepcopy(frozen)
-        self._differentiated = _Replica(frozen, names, dtype)
-        self._evaluated = (
-            self._differentiated if spare is None else _Replica(spare, names, eval_dtype)
-        )
-        self.model = self._evaluated.model
-        self._evaluate, self._differentiate = self.model, self._differentiated.model
+        self.model = _cast(_frozen_copy(model, device), torch.float32)
+        self.layout = FlatLayout(self.model, names)
+        parameters = dict(self.model.named_parameters())
+        self.center = self.layout.flatten(parameters)
+        self._parameters = [parameters[name].requires_grad_() for name in names]
+        self._storage = [parameter.data for parameter in self._parameters]
+        self._evaluate = self._differentiate = self.model
         if compiled:
-            self._evaluate = _compile(self._evaluate, device, self.layout.size)
+            self._evaluate = torch.compile(self.model, dynamic=False)
             if torch.device(device).type == "cuda":
-                self._differentiate = (
-                    self._evaluate
-                    if spare is None
-                    else _compile(self._differentiate, device, self.layout.size)
-                )
+                self._differentiate = self._evaluate
+
+    def _move_to(self, row: Tensor) -> None:
+        # Copied, not pointed at: kernels pick their code path by alignment, and compiled code
+        # expects the parameters where they were.
+        torch._foreach_copy_(self._storage, self._pieces(row))
 
     def _pieces(self, row: Tensor) -> list[Tensor]:
         """Views of each parameter in a row of weights, as ``layout.views`` without the names."""
@@ -313,16 +262,15 @@ class SequentialEngine:
 
     def gradients(self, weights: Tensor, batches: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
         gradient, values = torch.empty_like(weights), []
-        parameters, dtype = self._differentiated.parameters, self._differentiated.dtype
         for row, batch in enumerate(batches):
-            self._differentiated.move_to(self._pieces(weights[row]))
+            self._move_to(weights[row])
             x, y = map_tensors(torch.clone, batch)
-            with tensor_cores(self._precision):
-                value = _input_losses(self._differentiate, self._loss, dtype, x, y).mean()
+            with without_tf32():
+                value = _input_losses(self._differentiate, self._loss, torch.float32, x, y).mean()
                 # What the output does not depend on has gradient 0, as in the other engine.
                 if not value.requires_grad:
-                    value = value + 0 * parameters[0].sum()
-                grads = torch.autograd.grad(value, parameters, materialize_grads=True)
+                    value = value + 0 * self._parameters[0].sum()
+                grads = torch.autograd.grad(value, self._parameters, materialize_grads=True)
             dense = [part.to_dense() if part.is_sparse else part for part in grads]
             torch._foreach_copy_(self._pieces(gradient[row]), dense)
             values.append(value.detach())
@@ -343,13 +291,13 @@ class SequentialEngine:
         )
 
     def output(self, x: Any) -> Any:
-        with tensor_cores(self.eval_precision), self._evaluation():
-            return self.model(map_tensors(lambda tensor: _real(tensor, self._evaluated.dtype), x))
+        with without_tf32(), self._evaluation():
+            return self.model(map_tensors(lambda tensor: _real(tensor, torch.float32), x))
 
     def _at(self, row: Tensor, x: Any, y: Any, model: Callable) -> Tensor:
-        with tensor_cores(self.eval_precision), self._evaluation():
-            self._evaluated.move_to(self._pieces(row))
-            return _input_losses(model, self._loss, self._evaluated.dtype, x, y).detach()
+        with without_tf32(), self._evaluation():
+            self._move_to(row)
+            return _input_losses(model, self._loss, torch.float32, x, y).detach()
 
 
 def make_engine(
@@ -360,18 +308,15 @@ def make_engine(
     example: tuple[Any, Any],
     device="cpu",
     compiled: bool = False,
-    precision: str = "float32",
     small: int | None = None,
-    eval_precision: str | None = None,
 ) -> Engine:
     """The engine called ``kind``: ``"batched"``, ``"sequential"`` or ``"auto"``.
 
     ``auto`` takes the batched engine for models of up to ``small`` perturbed parameters when a
     trial on ``example`` (a few inputs and targets) succeeds, else the sequential one. By default
     small is 2 million on a GPU, where launching kernels costs most, and 20,000 on a CPU, where a
-    transformer of 120,000 parameters runs 3.5 times faster chain by chain. bfloat16 needs the
-    sequential engine, and so does ``compiled`` on a CPU. ``precision`` and ``eval_precision`` are
-    those of :class:`SequentialEngine`.
+    transformer of 120,000 parameters runs 3.5 times faster chain by chain. ``compiled`` on a CPU
+    needs the sequential engine.
 
     Raises:
         ConfigError: a name is unknown, or the engine asked for cannot do it.
@@ -385,8 +330,7 @@ def make_engine(
     def sequential() -> Engine:
         failed = None
         for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
-            options = precision, eval_precision, mode
-            trial = SequentialEngine(model, loss, names, device, False, *options)
+            trial = SequentialEngine(model, loss, names, device, False, mode)
             try:
                 trial.example_losses(trial.center[None], *example)
                 trial.gradients(trial.center[None], [example])
@@ -396,24 +340,20 @@ def make_engine(
                 failed = failed or error
                 continue
             # Anew: a model may keep something from its first call.
-            return SequentialEngine(model, loss, names, device, compiled, *options)
+            return SequentialEngine(model, loss, names, device, compiled, mode)
         raise ConfigError(
             f"model: fails on the first inputs ({_told(failed)}); see that model(inputs) and "
             "loss(output, targets) work on a batch"
         ) from failed
 
-    precisions = {"precision": precision, "eval_precision": eval_precision or precision}
-    for name, value in precisions.items():
-        if value == "tf32" and on_cpu:
-            raise ConfigError(f"{name}: 'tf32' is of NVIDIA GPUs; choose float32 or bfloat16")
-    if kind == "sequential" or "bfloat16" in precisions.values() or (compiled and on_cpu):
+    if kind == "sequential" or (compiled and on_cpu):
         if kind == "batched":
-            raise ConfigError("engine: bfloat16, and compiled on a CPU, need engine 'sequential'")
+            raise ConfigError("engine: compiled on a CPU needs engine 'sequential'")
         return sequential()
     parameters = dict(model.named_parameters())
     if kind == "auto" and sum(parameters[name].numel() for name in names) > small:
         return sequential()
-    engine = BatchedEngine(model, loss, names, device, compiled, precision, eval_precision)
+    engine = BatchedEngine(model, loss, names, device, compiled)
     try:
         weights = engine.center.expand(2, -1)
         engine.gradients(weights, [example, example])

@@ -26,7 +26,7 @@ from losskernel.sampling.engines import (
     LossPerInput,
     SequentialEngine,
     make_engine,
-    tensor_cores,
+    without_tf32,
 )
 from losskernel.sampling.fingerprints import loss_fingerprint
 from losskernel.sampling.inputs import Inputs, fingerprint, state_fingerprint, usable_device
@@ -115,8 +115,6 @@ def sample_losses(
     device: str | torch.device | Sequence[str | torch.device] = "cpu",
     engine: str = "auto",
     compiled: bool = False,
-    precision: str = "float32",
-    eval_precision: str | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> LossTrace:
@@ -165,8 +163,7 @@ def sample_losses(
         displacements: keep ``sqrt(gamma) (w - w*)`` of every draw in the journal as float16, two
             bytes a parameter and draw, for :mod:`losskernel.gradients.linear_response`.
         device: where to compute; several, such as ``["cuda:0", "cuda:1"]``, share the chains.
-        engine, compiled, precision: see :func:`losskernel.sampling.engines.make_engine`.
-        eval_precision: of the recorded losses alone, where it is not ``precision``.
+        engine, compiled: see :func:`losskernel.sampling.engines.make_engine`.
         workers: chains or draws that a CPU makes at once, each with an equal share of PyTorch's
             threads: in forked processes where that share is one thread, on Linux without a GPU,
             else in threads of this process. By default one a thread for a model of up to 2 million
@@ -182,8 +179,8 @@ def sample_losses(
     Raises:
         ConfigError: a count is below 1, the burn-in or the seed negative, a chain number repeated,
             ``parameters`` selects nothing, displacements are to be kept without a journal, there
-            are to be several workers on a GPU, or TF32 for gradients or losses alone on several;
-            independent draws are given a burn-in or steps; ``input_coords`` cannot be saved.
+            are to be several workers on a GPU, independent draws are given a burn-in or steps, or
+            ``input_coords`` cannot be saved.
         DataError: the data are empty or missing, the loss has the wrong shape, or the losses fail
             :func:`losskernel.sampling.checks.check_losses`.
         TraceError: the journal belongs to a run with other settings.
@@ -213,7 +210,7 @@ def sample_losses(
     devices = [usable_device(device) for device in devices]
     names = select_parameters(model, parameters)
     with ExitStack() as stack:
-        stack.enter_context(tensor_cores(precision))
+        stack.enter_context(without_tf32())
         lanes = _lanes(
             (model, loss, names),
             data,
@@ -223,8 +220,6 @@ def sample_losses(
             len(chain_ids) * (draws if probe.direct else 1),
             engine,
             compiled,
-            precision,
-            eval_precision or precision,
             probe.direct,
         )
         probe_inputs, first = lanes[0].probe_inputs, lanes[0].engine
@@ -278,8 +273,8 @@ def sample_losses(
             "seed": seed,
             "chain_ids": settings_attribute({"ids": chain_ids}),
             "engine": type(first).__name__,
-            "precision": precision,
-            **_unusual(loss, precision, eval_precision or precision, devices),
+            "precision": "float32",  # the only one; an older run may have had another
+            **_unusual(loss, devices),
             **_beside(model, lanes[0], probe_data is not None),
             "loss_bound": float("inf") if loss_bound is None else float(loss_bound),
         }
@@ -413,9 +408,7 @@ def _run(
             progress.set_postfix(mean_loss=f"{np.nanmean(losses):.4g}", refresh=False)
 
 
-def _unusual(
-    loss: LossPerInput, precision: str, eval_precision: str, devices: Sequence[str | torch.device]
-) -> dict:
+def _unusual(loss: LossPerInput, devices: Sequence[str | torch.device]) -> dict:
     """Settings that name only what differs from the default.
 
     So a journal or a trace made before they were kept still belongs to the same run.
@@ -423,8 +416,6 @@ def _unusual(
     chosen = {}
     if loss is not cross_entropy:
         chosen["loss"] = loss_fingerprint(loss)
-    if eval_precision != precision:
-        chosen["eval_precision"] = eval_precision
     kind = torch.device(devices[0]).type
     if kind != "cpu":  # its generator draws other numbers from the same seed
         chosen["noise_device"] = kind
@@ -456,8 +447,6 @@ def _lanes(
     most: int,
     engine: str,
     compiled: bool,
-    precision: str,
-    eval_precision: str,
     direct: bool,
 ) -> list[Lane]:
     """One lane a device, or ``workers`` lanes of one CPU that read the same inputs.
@@ -481,21 +470,9 @@ def _lanes(
         inputs = Inputs(data, device)
         probe_inputs = inputs if probe_data is None else Inputs(probe_data, device)
         example = inputs.take(np.arange(min(2, len(inputs))))
-        runner = make_engine(
-            engine, *problem, example, device, compiled, precision, eval_precision=eval_precision
-        )
+        runner = make_engine(engine, *problem, example, device, compiled)
         lanes.append(Lane(runner, inputs, probe_inputs, threads=1))
     if devices[1:]:
-        if compiled and "cuda" in kinds and runner.layout.size <= SMALL:
-            raise ConfigError(
-                "compiled: a small model becomes a CUDA graph, which belongs to one thread; leave "
-                "compiled out, or run one job a GPU with its own chain_ids"
-            )
-        if precision != eval_precision and "tf32" in (precision, eval_precision):
-            raise ConfigError(
-                "eval_precision: TF32 is on or off for all GPUs of a process at once; run one job "
-                "a GPU with its own chain_ids"
-            )
         return lanes[:most]
     if workers is None:
         side_by_side = (
@@ -514,9 +491,7 @@ def _lanes(
         # Compiled and traced once; every process has its own copy.
         return [Lane(runner, inputs, probe_inputs, 1, process=True)] * min(workers, most)
     runners = [runner] + [
-        make_engine(
-            runner.kind, *problem, example, device, compiled, precision, None, eval_precision
-        )
+        make_engine(runner.kind, *problem, example, device, compiled)
         for _ in range(1, min(workers, most))
     ]
     return [Lane(runner, inputs, probe_inputs, threads) for runner in runners]

@@ -77,7 +77,6 @@ def everything(device: str) -> dict[str, np.ndarray]:
         found[f"pilot, {engine}"] = np.array([pilot.probe.gamma, pilot.rise])
     sample("losses, convolutions", convolutions(), images)
     sample("losses, a data set", convolutions(), TensorDataset(*images))
-    sample("losses in bfloat16", convolutions(), images, eval_precision="bfloat16")
     one_by_one = {"engine": "sequential"}
     sample("losses, one by one", convolutions(), images, **one_by_one)
     sample("losses, two devices", convolutions(), images, device=[device, device], **one_by_one)
