@@ -32,25 +32,26 @@ POLICY = (
 
 
 def write_page(name: str, title: str, output: str | Path, **parts: str) -> None:
-    """Fill the template ``<name>.html`` of this folder and write it, atomically.
+    """Fill the templates ``page.html`` and ``<name>.html`` and write the page, atomically.
 
     Args:
-        name: of the template; ``<name>.js`` is its script.
+        name: of the template of what is below the title; ``<name>.js`` is its script.
         title: any text.
         output: the HTML file.
         parts: what stands for ``{{part}}`` in the template, already safe as HTML:
             :func:`embedded`, :func:`packed`.
     """
-    folder = files(__package__)
+
+    def read(file: str) -> str:
+        return (files(__package__) / file).read_text(encoding="utf-8")
+
     parts |= {
         "title": html.escape(title),
         "policy": html.escape(POLICY),
-        "style": (folder / "page.css").read_text(encoding="utf-8"),
-        "script": "\n".join(
-            (folder / script).read_text(encoding="utf-8") for script in ("page.js", f"{name}.js")
-        ),
+        "style": read("page.css"),
+        "script": read("page.js") + "\n" + read(f"{name}.js"),
     }
-    template = (folder / f"{name}.html").read_text(encoding="utf-8")
+    template = read("page.html").replace("{{body}}", read(f"{name}.html"))
     # In one pass, so that braces in what is filled in stay as they are.
     text = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     with atomic_path(output) as temporary:
