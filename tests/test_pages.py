@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -118,6 +119,31 @@ def anchors(page: Path) -> set[str]:
     """Anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# Of other sites; tests have no network, so that a new host is a line here that somebody looks at.
+HOSTS = {
+    "arxiv.org": r"/abs/\d{4}\.\d{5}(v\d+)?",
+    "cs231n.stanford.edu": r"/tiny-imagenet-200\.zip",
+    "dl.caffe.berkeleyvision.org": r"/\w+\.caffemodel",
+    "github.com": r"/[\w-]+/[\w.-]+(/(blob|tree)/.+)?/?",
+    "image-net.org": r"/[\w./-]*",
+    "wordnet.princeton.edu": r"/[\w./-]*",
+}
+
+
+def test_links_to_other_sites_are_well_formed_and_to_known_ones():
+    notebooks = [str(p.relative_to(ROOT)) for p in (ROOT / "docs/tutorials").glob("*.ipynb")]
+    found = set()
+    for page in (*PAGES, *notebooks, "config/README.md"):
+        text = (ROOT / page).read_text()
+        for address in re.findall(r"\w+://[^\s)>\]\"'`|\\\\]+", text):
+            if not address.startswith("file://"):
+                url = urlsplit(address.rstrip(".,;:"))
+                assert url.scheme in ("http", "https") and url.netloc in HOSTS, (page, address)
+                assert re.fullmatch(HOSTS[url.netloc], url.path or "/"), (page, address)
+                found.add(url.netloc)
+    assert found == set(HOSTS)
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])

@@ -18,7 +18,7 @@ from losskernel.kernel.stored import StoredKernel
 
 SCRIPT = ROOT / "workflow/cluster/slurm.sh"
 SAMPLING = {"imagenet_kernel", "gamma_sweep_small_sample"}
-ON_GPU = SAMPLING | {"imagenet_gradients"}
+ON_GPU = SAMPLING | {"imagenet_gradients", "mislabel_imagenet_sample"}
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin"
