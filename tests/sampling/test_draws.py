@@ -13,7 +13,7 @@ from torch import nn
 from losskernel import Probe, covariance, sample_losses
 from losskernel.errors import ConfigError, DataError, TraceError
 from losskernel.sampling.chains import DivergenceError
-from losskernel.sampling.journal_reader import journal_losses
+from losskernel.sampling.journal import journal_losses
 from losskernel.sampling.probe import FreeChain
 
 ENGINES = pytest.mark.parametrize("engine", ["batched", "sequential"])

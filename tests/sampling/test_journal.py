@@ -6,13 +6,22 @@ import pytest
 import torch
 
 from losskernel.errors import LossKernelError, TraceError
-from losskernel.sampling.journal import Journal
+from losskernel.sampling.journal import Journal, journal_losses
 
-SETTINGS = {"seed": 3, "probe": '{"gamma": 1}', "loss_bound": float("inf")}
+SETTINGS = {
+    "chain_ids": '{"ids": [4, 7]}',
+    "seed": 3,
+    "probe": '{"gamma": 1}',
+    "loss_bound": float("inf"),
+}
 
 
 def losses(draw):
     return np.arange(6, dtype=np.float32).reshape(2, 3) + 100 * draw
+
+
+def of_draws(count):
+    return np.stack([losses(draw) for draw in range(count)], axis=1)
 
 
 def write(folder, draws, start=0):
@@ -29,7 +38,7 @@ def test_what_was_written_is_read_back(tmp_path):
     assert torch.equal(journal.weights, torch.full((2, 4), 3.0))
     assert journal.diverged.tolist() == [-1, 5]
     found, batch = journal.read(4)
-    expected = np.stack([losses(draw) for draw in range(4)], axis=1)
+    expected = of_draws(4)
     assert np.array_equal(found, expected) and found.shape == (2, 4, 3)
     assert batch[0].tolist() == [0, 1, 2, 3] and np.isnan(batch[1]).all()
     assert journal.read(2)[0].shape == (2, 2, 3)
@@ -48,7 +57,7 @@ def test_rows_past_the_last_state_are_cut_off(tmp_path, torn):
     journal = Journal(tmp_path, SETTINGS, 2, 3)
     found, _ = journal.read(5)
     journal.close()
-    assert np.array_equal(found, np.stack([losses(draw) for draw in range(5)], axis=1))
+    assert np.array_equal(found, of_draws(5))
 
 
 @pytest.mark.parametrize("key", ["seed", "probe", "loss_bound"])
@@ -86,7 +95,7 @@ def test_a_full_disk_is_one_line_and_the_run_continues_from_the_last_draw(
     journal = Journal(tmp_path, SETTINGS, 2, 3)
     found, _ = journal.read(20)
     journal.close()
-    assert np.array_equal(found, np.stack([losses(draw) for draw in range(20)], axis=1))
+    assert np.array_equal(found, of_draws(20))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
@@ -135,3 +144,65 @@ def test_a_journal_from_before_times_were_kept_continues(tmp_path):
     journal.close()
     assert journal.draws == 3 and np.isnan(journal.seconds(3)).all()
     assert (tmp_path / "seconds.f64").stat().st_size == 8 * 3
+
+
+def append(journal, draws):
+    for draw in range(journal.draws, draws):
+        journal.append(losses(draw), np.zeros(2), torch.zeros(2, 4), np.array([-1, -1]))
+
+
+@pytest.fixture
+def journal(tmp_path):
+    opened = Journal(tmp_path, SETTINGS, chains=2, inputs=3)
+    yield opened
+    opened.close()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_draws_so_far_of_a_journal_in_use(tmp_path, journal):
+    for draws in (1, 2, 5):
+        append(journal, draws)
+        before = contents(tmp_path)
+        found = journal_losses(tmp_path)
+        assert np.array_equal(found, of_draws(draws))
+        assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("draws", [1, 2, 4])
+def test_a_draw_whose_state_is_not_yet_written_is_left_out(tmp_path, journal, draws):
+    append(journal, draws)
+    with open(tmp_path / "losses.f32", "ab") as file:
+        file.write(losses(draws).tobytes())
+    with open(tmp_path / "batch_losses.f64", "ab") as batch_losses:
+        batch_losses.write(bytes(16))
+    assert np.array_equal(journal_losses(tmp_path), of_draws(draws))
+
+
+def test_a_torn_row_is_not_read_and_a_missing_one_is_told(tmp_path, journal):
+    append(journal, 3)
+    complete = (tmp_path / "losses.f32").read_bytes()
+    (tmp_path / "losses.f32").write_bytes(complete + b"torn")
+    assert np.array_equal(journal_losses(tmp_path), of_draws(3))
+    (tmp_path / "losses.f32").write_bytes(complete[:-1])
+    with pytest.raises(TraceError, match="shorter than its state"):
+        journal_losses(tmp_path)
+
+
+def test_what_is_no_journal_or_has_no_draw_is_named(tmp_path, journal):
+    with pytest.raises(TraceError, match="no complete draw yet"):
+        journal_losses(tmp_path)
+    with pytest.raises(TraceError, match="nowhere: not the journal of a sampling run"):
+        journal_losses(tmp_path / "nowhere")
+    (tmp_path / "settings.json").write_text(json.dumps({"seed": 1}))
+    with pytest.raises(TraceError, match="not the journal"):
+        journal_losses(tmp_path)
+
+
+def test_a_damaged_state_is_named(tmp_path, journal):
+    append(journal, 2)
+    (tmp_path / "state.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(TraceError, match="unreadable as a journal"):
+        journal_losses(tmp_path)

@@ -18,8 +18,7 @@ from losskernel.kernel.alignment import pair_correlation
 from losskernel.kernel.covariance import correlation, covariance, self_covariance
 from losskernel.kernel.neighbors import nearest_neighbors
 from losskernel.kernel.noise import noise_floor
-from losskernel.sampling.journal import JournalHead
-from losskernel.sampling.journal_reader import journal_losses
+from losskernel.sampling.journal import JournalHead, journal_losses
 from losskernel.trace import LossTrace
 
 Center = Literal["pooled", "chain", "draw"]

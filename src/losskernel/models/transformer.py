@@ -109,7 +109,6 @@ class ArithmeticTransformer(nn.Module):
             False: each task has its own operand tokens, so its own rows of the embedding.
         shared_outputs: True: both tasks answer with the same p classes. False: each task has its
             own p classes, so its own rows of the unembedding.
-        embedding_std: standard deviation of the initial embeddings; None is ``width ** -0.5``.
 
     Tokens, as :func:`losskernel.data.arithmetic.modular_table` numbers them: operands first
     (p, or 2p with addition's before division's), then "+", "/" and "=".
@@ -127,7 +126,6 @@ class ArithmeticTransformer(nn.Module):
         depth: int = 1,
         shared_operands: bool = True,
         shared_outputs: bool = True,
-        embedding_std: float | None = None,
     ):
         super().__init__()
         for name, value in (("width", width), ("mlp_width", mlp_width), ("depth", depth)):
@@ -143,7 +141,7 @@ class ArithmeticTransformer(nn.Module):
         self.norm_final = nn.LayerNorm(width)
         self.unembed = nn.Linear(width, classes, bias=False)
         for embedding in (self.embed_tokens, self.embed_positions):
-            nn.init.normal_(embedding.weight, std=embedding_std or width**-0.5)
+            nn.init.normal_(embedding.weight, std=width**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits at the last position.

@@ -15,6 +15,7 @@ files count. A kill loses at most the draws in flight.
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -287,6 +288,23 @@ class JournalHead:
             return Probe.read(self.settings["probe"])
         except (ValueError, KeyError, TypeError) as error:
             raise TraceError(f"{self.folder}: does not tell its probe; sample again") from error
+
+
+def journal_losses(folder: str | Path) -> np.ndarray:
+    """Losses of the complete draws so far in the journal of a run, also of one that goes on.
+
+    Returns:
+        ``(chain, draw, input)`` float32, NaN from the draw at which a chain diverged.
+
+    Raises:
+        TraceError: the folder is no journal, cannot be read, or holds no complete draw yet.
+    """
+    head = JournalHead.read(folder)
+    shape = head.draws, len(head.chain_ids), head.inputs
+    losses = np.fromfile(head.folder / "losses.f32", np.float32, count=math.prod(shape))
+    if losses.size < math.prod(shape):
+        raise TraceError(f"{folder}: losses.f32 is shorter than its state; sample again")
+    return losses.reshape(shape).swapaxes(0, 1)
 
 
 def _read_state(folder: Path) -> tuple[int, np.ndarray, int | None, int | None]:
