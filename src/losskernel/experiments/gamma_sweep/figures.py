@@ -68,5 +68,7 @@ def sweep(metrics: Path, output: Path, output_png: Path) -> None:
         labels = ["limit" if np.isinf(gamma) else f"{gamma:,.0f}" for gamma in gammas]
         axis.set_xticks(range(len(gammas)), labels)
         axis.set(xlabel="localization γ (1 / weight²)", xlim=(-0.3, len(gammas) - 0.7))
-        axis.legend(frameon=False, fontsize="small")
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+        axis.legend(frameon=False, fontsize="small", loc="upper left")
     save_figure(figure, output, output_png)

@@ -316,7 +316,8 @@ def semantics(statistics: Path, headline: Path, output: Path, output_png: Path) 
     axes[1, 1].set(
         ylabel="AMI (0 = chance)", title="Clusters of R against groups; gray: permuted classes"
     )
-    axes[1, 1].legend(frameon=False, fontsize="small")
+    axes[1, 1].set_ylim(None, 1.4 * axes[1, 1].get_ylim()[1])  # room for the legend
+    axes[1, 1].legend(frameon=False, fontsize="small", loc="upper right", ncols=2)
     save_figure(figure, output, output_png)
 
 
