@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from losskernel.gradients.sketch import Fold
 from losskernel.sampling.engines import (
     LossPerInput,
-    _cast,
     _frozen_copy,
     _input_losses,
     without_tf32,
@@ -54,7 +53,7 @@ class LayerGradients:
     kind = "layers"
 
     def __init__(self, model: nn.Module, loss: LossPerInput, names: list[str], device="cpu"):
-        self._model, self._loss = _cast(_frozen_copy(model, device), torch.float32), loss
+        self._model, self._loss = _frozen_copy(model, device), loss
         self.layout = FlatLayout(self._model, names)
         parameters = dict(self._model.named_parameters())
         self.center = self.layout.flatten(parameters)
@@ -97,7 +96,7 @@ class LayerGradients:
         self._fold, self._out = fold, out
         with without_tf32(), torch.enable_grad():
             batch = map_tensors(torch.clone, (x, y))  # the model may work in place
-            losses = _input_losses(self._model, self._loss, torch.float32, *batch)
+            losses = _input_losses(self._model, self._loss, *batch)
             outside = torch.autograd.grad(losses.sum(), self._parameters, allow_unused=True)
         for name, gradient in zip(self.layout.names, outside, strict=True):
             if gradient is not None:

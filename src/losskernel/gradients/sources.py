@@ -18,7 +18,6 @@ from losskernel.sampling.engines import (
     SMALL,
     LossPerInput,
     SequentialEngine,
-    _cast,
     _frozen_copy,
     _input_losses,
     _real,
@@ -54,16 +53,14 @@ class BatchedGradients:
     kind = "batched"
 
     def __init__(self, model: nn.Module, loss: LossPerInput, names: list[str], device="cpu"):
-        model = _cast(_frozen_copy(model, device), torch.float32)
+        model = _frozen_copy(model, device)
         self.layout = FlatLayout(model, names)
         self.center = self.layout.flatten(dict(model.named_parameters()))
 
         def value(flat: Tensor, x: Any, y: Any) -> Tensor:
             pair = map_tensors(lambda t: t[None], (x, y))
             views = self.layout.views(flat)
-            return _input_losses(
-                lambda x: functional_call(model, views, (x,)), loss, torch.float32, *pair
-            )[0]
+            return _input_losses(lambda x: functional_call(model, views, (x,)), loss, *pair)[0]
 
         self._gradients = quiet(vmap(grad_and_value(value), in_dims=(None, 0, 0)))
 
@@ -176,7 +173,7 @@ def make_source(
 
 def _block_size(model: nn.Module, inputs: Inputs, parameters: int, device, beside: int) -> int:
     """Inputs whose activations, as a pass with gradients keeps them, take half a gigabyte."""
-    trial = _cast(_frozen_copy(model, device), torch.float32)
+    trial = _frozen_copy(model, device)
     for parameter in trial.parameters():
         parameter.requires_grad_()
     kept: dict[int, int] = {}
@@ -186,7 +183,7 @@ def _block_size(model: nn.Module, inputs: Inputs, parameters: int, device, besid
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        output = trial(map_tensors(lambda t: _real(t, torch.float32), inputs.take([0])[0]))
+        output = trial(map_tensors(_real, inputs.take([0])[0]))
     del output
     weights = {tensor.untyped_storage().data_ptr() for tensor in trial.parameters()}
     activations = sum(size for address, size in kept.items() if address not in weights)

@@ -50,7 +50,10 @@ class Engine(Protocol):
         """What the model makes of some inputs."""
 
 
-def _frozen_copy(model: nn.Module, device: torch.device | str) -> nn.Module:
+def _frozen_copy(
+    model: nn.Module, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """A copy in evaluation mode, without gradients, whose real numbers are of one type."""
     # What a hook computes before each call, such as weight_norm's weight, deepcopy refuses.
     computed = {
         id(value): value.detach().clone()
@@ -69,6 +72,8 @@ def _frozen_copy(model: nn.Module, device: torch.device | str) -> nn.Module:
     model.eval()
     for parameter in model.parameters():  # a scripted model has no requires_grad_
         parameter.requires_grad_(False)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = _real(tensor.data, dtype)
     return model
 
 
@@ -76,15 +81,9 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _real(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _real(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """In another type of number if it is real and floating-point; complex ones stay complex."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = _real(tensor.data, dtype)
-    return model
 
 
 def quiet(mapped: Callable) -> Callable:
@@ -101,9 +100,9 @@ def quiet(mapped: Callable) -> Callable:
     return call
 
 
-def _input_losses(model: Callable, loss: LossPerInput, dtype: torch.dtype, x: Any, y: Any):
+def _input_losses(model: Callable, loss: LossPerInput, x: Any, y: Any):
     """Loss of every input, ``(input,)`` float32, whatever types the data and the output have."""
-    output = model(map_tensors(lambda tensor: _real(tensor, dtype), x))
+    output = model(map_tensors(_real, x))
     halves = (torch.bfloat16, torch.float16)
     output = tree_map_only(Tensor, lambda t: t.float() if t.dtype in halves else t, output)
     losses, count = loss(output, y), _count(y)
@@ -164,7 +163,7 @@ class BatchedEngine:
         device="cpu",
         compiled: bool = False,
     ):
-        self.model = _cast(_frozen_copy(model, device), torch.float32)
+        self.model = _frozen_copy(model, device)
         self.layout = FlatLayout(self.model, names)
         self.center = self.layout.flatten(dict(self.model.named_parameters()))
 
@@ -172,7 +171,7 @@ class BatchedEngine:
             def call(x: Any) -> Any:
                 return functional_call(self.model, self.layout.views(flat), (x,))
 
-            return _input_losses(call, loss, torch.float32, x, y)
+            return _input_losses(call, loss, x, y)
 
         def mean_loss(flat: Tensor, x: Any, y: Any) -> Tensor:
             return losses(flat, x, y).mean()
@@ -196,7 +195,7 @@ class BatchedEngine:
             return self._eager_losses(weights, *map_tensors(torch.clone, (x, y)))
 
     def output(self, x: Any) -> Any:
-        return self.model(map_tensors(lambda tensor: _real(tensor, torch.float32), x))
+        return self.model(map_tensors(_real, x))
 
     @torch.inference_mode()
     def losses(self, weights: Tensor, inputs: Inputs, block: int) -> Tensor:
@@ -234,7 +233,7 @@ class SequentialEngine:
     ):
         self._evaluation = evaluation
         self._loss = loss
-        self.model = _cast(_frozen_copy(model, device), torch.float32)
+        self.model = _frozen_copy(model, device)
         self.layout = FlatLayout(self.model, names)
         parameters = dict(self.model.named_parameters())
         self.center = self.layout.flatten(parameters)
@@ -266,7 +265,7 @@ class SequentialEngine:
             self._move_to(weights[row])
             x, y = map_tensors(torch.clone, batch)
             with without_tf32():
-                value = _input_losses(self._differentiate, self._loss, torch.float32, x, y).mean()
+                value = _input_losses(self._differentiate, self._loss, x, y).mean()
                 # What the output does not depend on has gradient 0, as in the other engine.
                 if not value.requires_grad:
                     value = value + 0 * self._parameters[0].sum()
@@ -292,12 +291,12 @@ class SequentialEngine:
 
     def output(self, x: Any) -> Any:
         with without_tf32(), self._evaluation():
-            return self.model(map_tensors(lambda tensor: _real(tensor, torch.float32), x))
+            return self.model(map_tensors(_real, x))
 
     def _at(self, row: Tensor, x: Any, y: Any, model: Callable) -> Tensor:
         with without_tf32(), self._evaluation():
             self._move_to(row)
-            return _input_losses(model, self._loss, torch.float32, x, y).detach()
+            return _input_losses(model, self._loss, x, y).detach()
 
 
 def make_engine(

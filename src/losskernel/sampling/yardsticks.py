@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from losskernel.sampling.engines import LossPerInput, _cast, _frozen_copy, _real
+from losskernel.sampling.engines import LossPerInput, _frozen_copy, _real
 from losskernel.sampling.inputs import Inputs, map_tensors
 
 _MOST_INPUTS = 64
@@ -62,7 +62,7 @@ def yardsticks(
         initial_loss: losses at them as the run computes them, ``(input,)``.
         logits: whether the loss is the cross-entropy of the model's outputs.
     """
-    copy = _cast(_frozen_copy(model, inputs.device), torch.float64)
+    copy = _frozen_copy(model, inputs.device, torch.float64)
     guessing, rounding = None, np.full(len(inputs), np.nan)
     spaced = np.linspace(0, len(inputs) - 1, _MOST_INPUTS).round().astype(int)
     for chosen in (np.unique(spaced), np.arange(min(block, len(inputs)))):
