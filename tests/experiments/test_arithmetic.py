@@ -216,7 +216,7 @@ def test_a_search_row_a_seed_and_rise_and_the_figures(folder, tmp_path):
     assert rows.groupby("setup").size().to_dict() == {"chosen": 2, "narrow": 2}
     one = rows[(rows["setup"] == "chosen") & (rows["training_seed"] == 0)].set_index("target_rise")
     assert one.loc[0.05, "gamma"] < one.loc[0.02, "gamma"]
-    # The search trains as the experiment does, .
+    # The search trains as the experiment does.
     history = json.loads((folder / "0.json").read_text())
     assert one["train_accuracy"].iloc[0] == history["accuracy"]["train_accuracy_addition"] == 1
     figures.search(tmp_path / "search.csv", tmp_path / "s.pdf", tmp_path / "s.png")

@@ -50,17 +50,6 @@ def deviations(losses: ArrayLike, center: str = "pooled") -> tuple[np.ndarray, i
     return result, freedom
 
 
-def deviation_blocks(
-    losses: ArrayLike, center: str = "pooled", block: int | None = None
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """:func:`deviations` of ``block`` inputs at a time, ``(sample, block)`` in float64.
-
-    Yields the slice of inputs and their deviations. Without ``block``, as many inputs as fit into
-    32 MiB. Other arguments and errors as for :func:`deviations`.
-    """
-    return _deviation_blocks(_checked(losses, center)[0], center, block)
-
-
 def _checked(losses: ArrayLike, center: str) -> tuple[np.ndarray, int]:
     """Losses as ``(chain, draw, input)``, not copied, and the degrees of freedom."""
     losses = np.asarray(losses)
@@ -141,8 +130,11 @@ def standardized(
 def standardized_blocks(
     losses: ArrayLike, center: str = "pooled", block: int | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """:func:`standardized` of ``block`` inputs at a time; see :func:`deviation_blocks`."""
-    for rows, values in deviation_blocks(losses, center, block):
+    """:func:`standardized` of ``block`` inputs at a time, by default as many as take 32 MiB.
+
+    Yields the slice of inputs and their columns, ``(sample, block)``.
+    """
+    for rows, values in _deviation_blocks(_checked(losses, center)[0], center, block):
         length = np.sqrt(np.einsum("si,si->i", values, values))
         yield rows, np.divide(values, length, out=values, where=length > 0)
 

@@ -16,7 +16,7 @@ from losskernel.errors import LossKernelError
 from losskernel.sampling.engines import Engine
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.probe import Probe
-from losskernel.sampling.runners import Here, InProcess, InThread, Runner, shared_copy
+from losskernel.sampling.runners import Here, InProcess, InThread, shared_copy
 from losskernel.seeds import fill_normal, numpy_generator
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Lane:
     threads: int | None = None
     process: bool = False
 
-    def runner(self, worker: _Worker) -> Runner:
+    def runner(self, worker: _Worker) -> Here:
         """Where the methods of this lane's worker run."""
         if self.threads is None:
             return Here(worker)

@@ -17,7 +17,7 @@ import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,63 +27,42 @@ from losskernel.errors import LossKernelError
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 
 
-class Runner(Protocol):
-    """Calls methods of one object, one call at a time."""
-
-    def prepare(self, method: str, *args: Any) -> Reply:
-        """As :meth:`submit`, for a call before the first of those."""
-
-    def submit(self, method: str, *args: Any) -> Reply:
-        """Begin a call of a method."""
-
-    def close(self) -> None:
-        """End the thread or process."""
-
-
-class Reply(Protocol):
-    """The outcome of a call, to be waited for once."""
-
-    def result(self) -> Any:
-        """What the method returned; raises what it raised."""
-
-
 class Here:
-    """In the caller's thread, at once."""
+    """Calls methods of one object, one at a time, in the caller's thread, at once."""
 
     def __init__(self, target: object):
         self._target = target
 
-    def prepare(self, method: str, *args: Any) -> Reply:
+    def prepare(self, method: str, *args: Any) -> Future | _Answer:
+        """As :meth:`submit`, for a call before the first of those."""
         return self.submit(method, *args)
 
-    def submit(self, method: str, *args: Any) -> Reply:
+    def submit(self, method: str, *args: Any) -> Future | _Answer:
+        """Begin a call; ``result()`` of what is returned waits for its outcome."""
         done: Future = Future()
         done.set_result(getattr(self._target, method)(*args))
         return done
 
     def close(self) -> None:
-        pass
+        """End the thread or process, if there is one."""
 
 
-class InThread:
+class InThread(Here):
     """In a thread that computes with ``threads`` threads of PyTorch."""
 
     def __init__(self, target: object, threads: int):
-        self._target = target
+        super().__init__(target)
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._thread.submit(_limit_threads, threads).result()
 
-    def prepare(self, method: str, *args: Any) -> Reply:
-        return self.submit(method, *args)
-
-    def submit(self, method: str, *args: Any) -> Reply:
+    def submit(self, method: str, *args: Any) -> Future:
         return self._thread.submit(getattr(self._target, method), *args)
 
     def close(self) -> None:
         self._thread.shutdown()
 
 
-class InProcess:
+class InProcess(Here):
     """In a process that computes with ``threads`` threads of PyTorch, forked at the first call.
 
     What the target holds by then is there as it is here, code compiled in :meth:`prepare` among it;
@@ -96,15 +75,16 @@ class InProcess:
     _held: set[Connection] = set()
 
     def __init__(self, target: object, threads: int):
-        self._target, self._threads = target, threads
+        super().__init__(target)
+        self._threads = threads
         self._process: Any = None
         self._pipe: Any = None
 
-    def prepare(self, method: str, *args: Any) -> Reply:
+    def prepare(self, method: str, *args: Any) -> Future:
         with _threads(self._threads):
-            return Here(self._target).submit(method, *args)
+            return super().submit(method, *args)
 
-    def submit(self, method: str, *args: Any) -> Reply:
+    def submit(self, method: str, *args: Any) -> _Answer:
         if self._process is None:
             self._start()
         try:
