@@ -21,17 +21,10 @@ from losskernel.experiments.arithmetic.setup import (
 from losskernel.experiments.claims import BY_ID
 from losskernel.semantics.separation import pair_auc
 from losskernel.trace import LossTrace
+from networks import ARITHMETIC
 
 SETTINGS = {
-    "network": {
-        "prime": 7,
-        "width": 16,
-        "heads": 2,
-        "mlp_width": 32,
-        "depth": 1,
-        "shared_operands": True,
-        "shared_outputs": False,
-    },
+    "network": ARITHMETIC,
     "train_share": 0.8,
     "training": {"steps": 300, "batch_size": 91, "learning_rate": 0.01, "weight_decay": 0.5},
     "probe_inputs": 30,

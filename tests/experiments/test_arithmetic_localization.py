@@ -19,16 +19,9 @@ from losskernel.experiments.arithmetic.reparametrization import (
 )
 from losskernel.experiments.arithmetic.setup import draw, network_model
 from losskernel.training.train import TrainingSettings
+from networks import ARITHMETIC
 
-NETWORK = {
-    "prime": 7,
-    "width": 8,
-    "heads": 2,
-    "mlp_width": 12,
-    "depth": 1,
-    "shared_operands": True,
-    "shared_outputs": False,
-}
+NETWORK = ARITHMETIC | {"width": 8, "mlp_width": 12}
 TABLE = modular_table(7, True, False)
 
 

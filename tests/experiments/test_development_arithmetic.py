@@ -11,18 +11,11 @@ from losskernel.kernel.control_variate import normalize
 from losskernel.sampling.probe import Probe
 from losskernel.semantics.separation import pair_auc
 from losskernel.trace import LossTrace
+from networks import ARITHMETIC
 
 STEPS = [0, 40, 300]
 SETTINGS = {
-    "network": {
-        "prime": 7,
-        "width": 16,
-        "heads": 2,
-        "mlp_width": 32,
-        "depth": 1,
-        "shared_operands": True,
-        "shared_outputs": True,
-    },
+    "network": ARITHMETIC | {"shared_outputs": True},
     "train_share": 0.8,
     "training": {"steps": 300, "batch_size": 91, "learning_rate": 0.01, "weight_decay": 0.1},
     "checkpoints": STEPS,

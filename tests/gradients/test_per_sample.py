@@ -13,30 +13,21 @@ from losskernel.models.inception_v1 import InceptionV1
 from losskernel.models.transformer import ArithmeticTransformer
 from losskernel.sampling.parameters import FlatLayout, select_parameters
 from losskernel.sampling.sample import cross_entropy
+from networks import convnet
 
 
 def mlp():
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4))
 
 
-def convnet(memory_format=torch.contiguous_format):
-    """Batch norm with statistics of its own and dropout: what tells the modes apart."""
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Flatten(),
-        nn.Linear(64, 4),
-    )
-    model(3 * torch.randn(10, 3, 6, 6) + 1)
-    return model.to(memory_format=memory_format)
-
-
+IMAGES = 3 * torch.randn(10, 3, 6, 6, generator=torch.Generator().manual_seed(0)) + 1
 CASES = {
     "mlp": (mlp, (5,)),
-    "convnet": (convnet, (3, 6, 6)),
-    "convnet, channels last": (lambda: convnet(torch.channels_last), (3, 6, 6)),
+    "convnet": (lambda: convnet(IMAGES), (3, 6, 6)),
+    "convnet, channels last": (
+        lambda: convnet(IMAGES, memory_format=torch.channels_last),
+        (3, 6, 6),
+    ),
     "transformer": (lambda: ArithmeticTransformer(5, width=8, heads=2, mlp_width=12), None),
     "inception": (lambda: InceptionV1(classes=4), (3, 32, 32)),
 }

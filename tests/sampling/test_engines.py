@@ -10,23 +10,13 @@ from losskernel.sampling.engines import BatchedEngine, SequentialEngine, make_en
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.parameters import select_parameters
 from losskernel.sampling.sample import cross_entropy
+from networks import convnet
 
 X, Y = torch.randn(10, 3, 6, 6), torch.arange(10) % 4
 
 
 def network(memory_format=torch.contiguous_format):
-    """Batch norm with statistics of its own and dropout: what tells the modes apart."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Flatten(),
-        nn.Linear(64, 4),
-    )
-    model(3 * X + 1)  # moves the running statistics away from 0 and 1
-    return model.to(memory_format=memory_format)
+    return convnet(3 * X + 1, memory_format=memory_format)
 
 
 def weights_around(engine, chains=3):

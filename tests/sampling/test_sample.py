@@ -11,6 +11,7 @@ from losskernel import Probe, sample_losses
 from losskernel.errors import ConfigError, DataError, TraceError
 from losskernel.sampling.sample import DivergenceError, cross_entropy
 from losskernel.trace import concatenate
+from networks import convnet
 
 torch.manual_seed(0)
 X, Y = torch.randn(12, 1, 6, 6), torch.arange(12) % 4
@@ -19,17 +20,7 @@ ENGINES = pytest.mark.parametrize("engine", ["batched", "sequential"])
 
 
 def network():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Flatten(),
-        nn.Linear(48, 4),
-    )
-    model(2 * X + 1)  # running statistics of its own
-    return model
+    return convnet(2 * X + 1, width=3)
 
 
 def sample(model=None, data=(X, Y), probe=PROBE, **changes):
