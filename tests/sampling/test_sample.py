@@ -147,7 +147,9 @@ def test_a_journal_from_before_chains_were_bounded_by_default_goes_on(tmp_path):
     bound = 2 * max(np.log(4), found.initial_loss.mean())
     assert found.attributes["loss_bound"] == pytest.approx(bound, rel=1e-6)
     path = tmp_path / "settings.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"loss_bound": float("inf")}))
+    settings = json.loads(path.read_text())
+    assert settings["precision"] == "float32"  # as older journals say, from when there was a choice
+    path.write_text(json.dumps(settings | {"loss_bound": float("inf")}))
     assert sample(draws=2, journal=tmp_path).attributes["loss_bound"] == np.inf
     assert sample(loss=lambda output, target: output[..., 0]).attributes["loss_bound"] == np.inf
 
