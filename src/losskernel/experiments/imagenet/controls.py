@@ -22,9 +22,8 @@ from losskernel.experiments.imagenet.kernels import FEATURES, LIMIT, feature_ker
 from losskernel.files import atomic_path, write_csv
 from losskernel.gradients.linear_response import gram
 from losskernel.gradients.per_sample import Gradients
-from losskernel.kernel.alignment import corrected_cka
 from losskernel.kernel.control_variate import normalize
-from losskernel.kernel.covariance import correlation, half_kernels, self_covariance
+from losskernel.kernel.covariance import correlation, covariance, self_covariance
 from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.kernel.stored import StoredKernel
@@ -34,6 +33,7 @@ from losskernel.semantics.wordnet import Hierarchy
 from losskernel.trace import LossTrace
 
 LEVELS = (0.025, 0.975)
+SURE = 0.1  # nats
 SIZES = (5, 10, 20)  # draws of an estimate, beside half of all
 TRAINED = "trained"  # the network of the experiment, on its own images
 
@@ -116,12 +116,16 @@ def direct_draws(
 ) -> None:
     """Kernels by gradients against the losses of independent draws, at the gammas of both.
 
-    ``output``: gamma, draws, inputs, statistic, value, standard_error. ``cka``: of R, without
-    noise, 1 where the two agree; ``variance``: sum of the self-covariances by losses over that by
-    gradients. Errors by the jackknife over ``settings["jackknife_blocks"]`` blocks of draws; those
-    of the pairs are left out. ``output_cost``: gamma, rise, estimator, size (draws or pairs of one
-    estimate), seconds an input and draw or pair, reliability (correlation over pairs of inputs of R
-    from two disjoint sets of that size).
+    ``output``: gamma, draws, inputs, statistic, value, standard_error. ``slope``: of K by losses on
+    K by gradients over pairs of inputs, without noise; ``variance``: sum of the self-covariances by
+    losses over that by gradients; both are 1 where the two agree, whatever the number of draws,
+    which is not so of R: of losses with heavy tails few draws see another R than many. ``variance,
+    sure`` and ``variance, unsure``: median over inputs of the ratio of variances, of losses below
+    :data:`SURE` at the trained weights and above. Errors by the jackknife over
+    ``settings["jackknife_blocks"]`` blocks of draws; those of the pairs are left out.
+    ``output_cost``: gamma, rise, estimator, size (draws or pairs of one estimate), seconds an input
+    and draw or pair, reliability (correlation over pairs of inputs of R from two disjoint sets of
+    that size).
 
     Args:
         kernels: by gradient pairs.
@@ -146,11 +150,20 @@ def direct_draws(
         chosen = np.array([place[name] for name in names])
         among = np.ix_(chosen, chosen)
         halves = [half[among] for half in kernel.halves]
-        variance = kernel.self_covariance[chosen].sum()
+        variances = kernel.self_covariance[chosen]
+        scale = np.sqrt(np.outer(variances, variances))
+        sure = kernel.initial_losses[chosen] < SURE
 
-        def agreement(part: NDArray, halves=halves, variance=variance) -> NDArray:
-            cka = corrected_cka(half_kernels(part), halves)
-            return np.array([cka, self_covariance(part).sum() / variance])
+        def agreement(part: NDArray, halves=halves, variances=variances, scale=scale, sure=sure):
+            own = self_covariance(part)
+            ratio = own / variances
+            return np.array(
+                [
+                    _slope(covariance(part), *(half * scale for half in halves)),
+                    own.sum() / variances.sum(),
+                    *(np.median(ratio[at]) if at.any() else np.nan for at in (sure, ~sure)),
+                ]
+            )
 
         blocks = np.array_split(np.arange(losses.shape[1]), settings["jackknife_blocks"])
         error = jackknife_error([agreement(np.delete(losses, b, axis=1)) for b in blocks])
@@ -160,7 +173,7 @@ def direct_draws(
                     "gamma": kernel.gamma,
                     "draws": losses.shape[1],
                     "inputs": len(names),
-                    "statistic": ["cka", "variance"],
+                    "statistic": ["slope", "variance", "variance, sure", "variance, unsure"],
                     "value": agreement(losses),
                     "standard_error": error,
                 }
@@ -180,6 +193,13 @@ def direct_draws(
     write_csv(pd.concat(tables), output)
     columns = [*facts, "estimator", "size", "seconds", "reliability"]
     write_csv(pd.DataFrame(costs, columns=columns), output_cost)
+
+
+def _slope(losses: NDArray, first: NDArray, second: NDArray) -> float:
+    """Regression of a kernel on one that is known by two independent estimates."""
+    above = np.triu_indices(len(losses), 1)
+    y, a, b = (matrix[above] - matrix[above].mean() for matrix in (losses, first, second))
+    return float((y @ a + y @ b) / 2 / (a @ b))
 
 
 def _agreement(first: NDArray, second: NDArray) -> float:

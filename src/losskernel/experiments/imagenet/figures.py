@@ -402,7 +402,7 @@ def estimators(cost: Path, output: Path, output_png: Path) -> None:
     figure, axes = plt.subplots(
         1, len(gammas), figsize=(4.2 * len(gammas), 4), sharey=True, squeeze=False
     )
-    seconds = np.geomspace(0.05, 100, 200)
+    seconds = np.geomspace(0.05, 2000, 200)
     for axis, gamma in zip(axes[0], gammas, strict=True):
         for name, color, marker in (("losses", ORANGE, "s"), ("gradient pairs", BLUE, "o")):
             rows = table[(table.gamma == gamma) & (table.estimator == name)].sort_values("size")

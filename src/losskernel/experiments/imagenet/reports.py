@@ -211,12 +211,15 @@ def claims(
 
 
 def _agreement(direct: Path | None) -> dict[str, float]:
-    """CKA without noise of gradients and losses, and how far from 1 it is in its errors."""
+    """Slope of K by losses on K by gradients, and its error."""
     if direct is None:
         return {}
     found = pd.read_csv(direct)
     return {
-        f"{name} with the losses of {row.draws} independent draws, {name_of(row.gamma)}": value
-        for row in found[found.statistic == "cka"].itertuples()
-        for name, value in (("CKA without noise", row.value), ("error of that", row.standard_error))
+        f"{name}, {name_of(row.gamma)}": value
+        for row in found[found.statistic == "slope"].itertuples()
+        for name, value in (
+            (f"slope of K by {row.draws} loss draws on this K", row.value),
+            ("its error over draws", row.standard_error),
+        )
     }
