@@ -117,7 +117,7 @@ class TestOnSlurm:
         # A kernel long enough to be cancelled in its middle.
         (tmp_path / "config/one.yaml").write_text(
             "imagenet: {kernel: {probes: [{gamma: 1.0e+5, pairs: 4, groups: 4}, "
-            "{gamma: 1.0e+4, pairs: 60, groups: 4}]}}"
+            "{gamma: 1.0e+4, pairs: 24, groups: 4}]}}"
         )
         configs = ("--configfile", "config/smoke.yaml", "config/one.yaml")
         profile = ("--workflow-profile", "workflow/profiles/slurm")
