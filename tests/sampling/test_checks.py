@@ -312,6 +312,22 @@ def test_outputs_that_are_no_logits_under_the_default_loss(tmp_path, engine):
         refused(tmp_path, "an output for each of at least 2 classes", model, (X, Y % 2))
 
 
+@ENGINES
+def test_probabilities_in_place_of_logits_are_refused(tmp_path, engine):
+    model = nn.Sequential(network(), nn.Softmax(1))
+    refused(tmp_path, "^model: returns probabilities, .*leave the softmax", model, engine=engine)
+    # Its logarithm is a logit, and the loss that the message names is that of the logits.
+    options = {"probe": Probe(gamma=50), "engine": engine}
+    expected = sample(network(), **options).losses
+
+    def named(p, y):
+        return F.nll_loss(p.log(), y, reduction="none")
+
+    np.testing.assert_allclose(sample(model, loss=named, **options).losses, expected, rtol=1e-4)
+    logarithms = nn.Sequential(network(), nn.LogSoftmax(1))
+    np.testing.assert_allclose(sample(logarithms, **options).losses, expected, rtol=1e-4)
+
+
 def test_a_class_that_alone_is_legal_has_loss_and_gradient_zero():
     logits = torch.tensor([[-torch.inf, 1.5, -torch.inf], [0.3, 1.0, -torch.inf]])
     target = torch.tensor([1, 0])

@@ -187,7 +187,7 @@ def _own(path: Path, function: str) -> tuple[nn.Module, Callable[[Image.Image], 
         made = getattr(module, function)()
     except LossKernelError:
         raise
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(frame.filename).resolve().parent == Path(beside)]
         where = f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""

@@ -166,6 +166,12 @@ def check_data(engine: Engine, inputs: Inputs, default_loss: bool) -> None:
     if not (isinstance(output, Tensor) and isinstance(targets, Tensor)):
         return  # the loss itself has said so
     classes = output.shape[1]
+    if (output > 0).all() and (output.sum(1) - 1).abs().max() < 1e-5:
+        raise DataError(
+            "model: returns probabilities, and the default loss needs logits; leave the softmax "
+            "out, or pass loss=lambda p, y: torch.nn.functional.nll_loss(p.log(), y, "
+            "reduction='none')"
+        )
     if targets.is_floating_point():
         if (targets < 0).any() or (targets.sum(1) - 1).abs().max() > 1e-3:
             raise DataError(
