@@ -31,7 +31,6 @@ SETTINGS = {
     "skip_unreadable": False,
     "seed": 0,
     "width": 4096,
-    "groups": 4,
     "device": "cpu",
 }
 
@@ -84,7 +83,18 @@ def refusal(capsys, folder, *arguments) -> str:
 
 def kernel(folder, journal="journal", output="kernel.npz", **changes):
     return (
-        *("workflow", "imagenet.sample", "kernel", "--gamma", 1e4, "--pairs", 4, "--settings"),
+        *(
+            "workflow",
+            "imagenet.sample",
+            "kernel",
+            "--gamma",
+            1e4,
+            "--pairs",
+            4,
+            "--groups",
+            4,
+            "--settings",
+        ),
         json.dumps(SETTINGS | {"image_folder": str(folder)} | changes),
         *("--journal", folder.parent / journal, "--output", folder.parent / output),
     )
