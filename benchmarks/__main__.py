@@ -5,12 +5,10 @@ import sys
 
 from benchmarks.harness import RESULTS, page
 
-NAMES = (
-    "devinterp_sampler",
-    "inception_evaluation",
-    "kernel_neighbors",
-    "linear_limit",
-    "per_sample_gradients",
+NAMES = sorted(
+    path.stem
+    for path in RESULTS.parent.glob("*.py")
+    if path.stem not in ("__init__", "__main__", "harness")
 )
 
 options = [argument for argument in sys.argv[1:] if argument not in NAMES]

@@ -10,13 +10,7 @@ import pytest
 
 pytest.importorskip("devinterp", reason="devinterp, the peer, is not installed")
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = (
-    "devinterp_sampler",
-    "inception_evaluation",
-    "kernel_neighbors",
-    "linear_limit",
-    "per_sample_gradients",
-)
+NAMES = sorted(path.stem for path in (ROOT / "benchmarks/results").glob("*.json"))
 RATES = (
     "draws_per_second",
     "milliseconds_an_image",

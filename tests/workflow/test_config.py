@@ -67,8 +67,12 @@ def test_a_value_out_of_range_names_key_value_and_what_is_allowed(change, words)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.stem)
-def test_no_config_of_the_repository_says_two_things(path):
+def test_no_config_of_the_repository_says_two_things(tmp_path, path):
     refuse_repeated_keys(path)
+    twice = tmp_path / path.name  # the same file does not pass with its keys repeated
+    twice.write_text(2 * path.read_text())
+    with pytest.raises(WorkflowError, match="is there a second time"):
+        refuse_repeated_keys(twice)
 
 
 def test_the_papers_size_is_sampled_on_a_gpu():

@@ -35,7 +35,6 @@ from losskernel.trace import LossTrace
 LEVELS = (0.025, 0.975)
 SURE = 0.1  # nats
 SIZES = (5, 10, 20)  # draws of an estimate, beside half of all
-TRAINED = "trained"  # the network of the experiment, on its own images
 
 
 def tiny_images(archive: Path, per_class: int, output: Path) -> None:

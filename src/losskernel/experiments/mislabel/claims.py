@@ -105,7 +105,7 @@ def _along_the_rise(rows: pd.DataFrame, headline: float) -> dict[str, dict]:
     by_rise = {f"at a rise of {r.rise:.2g} nats": r.ratio for r in rows.itertuples()}
     found["mislabel.ratio"] = measured(
         nearest["ratio"],
-        float(np.hypot(nearest["ratio_sd"], nearest["ratio_error"])),
+        _spread(nearest, "ratio"),
         draws,
         f"{told(nearest)}: of the gammas tried that with the ratio nearest to the paper's, where "
         f"the AUC is {nearest['auc_self_covariance']:.3f}; {nearest['share']:.0%} of labels wrong; "
@@ -114,7 +114,7 @@ def _along_the_rise(rows: pd.DataFrame, headline: float) -> dict[str, dict]:
     )
     found["mislabel.auc_matched_loss"] = measured(
         row["matched_self_covariance"],
-        float(np.hypot(row["matched_self_covariance_sd"], row["matched_self_covariance_error"])),
+        _spread(row, "matched_self_covariance"),
         draws,
         f"{told(row)}; wrong labels ({row['share']:.0%}) against the {row['hard_clean']:.0f} right "
         f"ones of a loss above ln 2; spread: sd over {draws} corruption draws and error over draws "
@@ -127,6 +127,11 @@ def _along_the_rise(rows: pd.DataFrame, headline: float) -> dict[str, dict]:
         },
     )
     return found
+
+
+def _spread(row: pd.Series, name: str) -> float:
+    """Over draws of the corruption and of the weights."""
+    return float(np.hypot(row[f"{name}_sd"], row[f"{name}_error"]))
 
 
 def _memorized(table: pd.DataFrame, data: str) -> dict:
