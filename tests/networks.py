@@ -1,4 +1,4 @@
-"""Small networks that several tests use."""
+"""Small networks that several tests use, and settings of the experiments."""
 
 import torch
 from torch import nn
@@ -13,6 +13,49 @@ ARITHMETIC = {
     "shared_operands": True,
     "shared_outputs": False,
 }
+
+# An image classifier, and the images that it is shown.
+CLASSIFIER = {"model": "timm:test_resnet", "weights": "random", "per_class": None}
+CLASSIFIER |= {"max_inputs": None, "skip_unreadable": False, "seed": 0, "device": "cpu"}
+# Wrong labels of digits.
+DIGITS = {
+    "inputs": 120,
+    "hidden_widths": [16],
+    "training": {"steps": 120, "batch_size": 60, "learning_rate": 0.03, "evaluate_every": 20},
+    "shares": [0.05, 0.2],
+    "draws": [1, 2],
+    "neighbors": 5,
+    "pilot": {"n_beta": 10, "rise": 0.1},
+    "sampling": {"chains": 2, "draws": 10, "batch_size": 60},
+}
+
+
+def mlp(inputs, width, outputs, seed=0):
+    """Two linear layers with a tanh between them; the seed decides the weights."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, outputs))
+
+
+class Line(nn.Module):
+    """Output ``x . w``, the weights at 0."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(weights))
+
+    def forward(self, x):
+        return x @ self.w
+
+
+class Affine(nn.Module):
+    """Output ``M w - c`` with M and c the input: half its square is a quadratic loss in w."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.w = nn.Parameter(torch.as_tensor(weights, dtype=torch.float32))
+
+    def forward(self, x):
+        return x[..., :-1] @ self.w - x[..., -1]
 
 
 def convnet(inputs, width=4, memory_format=torch.contiguous_format):

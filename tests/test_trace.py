@@ -130,10 +130,10 @@ def test_joining_draws():
     assert joined.dataset["draw"].values.tolist() == list(range(8))
 
 
-@pytest.mark.parametrize("key", ["probe", "parameters", "weights_sha256", "inputs_sha256"])
+@pytest.mark.parametrize("key", [*list(SETTINGS)[:4], "data_sha256", "data_size", "batch_size"])
 def test_traces_of_different_distributions_do_not_join(key):
     with pytest.raises(TraceError, match=f"differ in {key} .*other"):
-        concatenate([trace(), trace(ids=[2, 3], **{key: "other"})])
+        concatenate([trace(**{key: "one"}), trace(ids=[2, 3], **{key: "other"})])
 
 
 @pytest.mark.parametrize(

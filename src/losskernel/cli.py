@@ -159,7 +159,7 @@ def _add_option(parser: argparse.ArgumentParser, parameter, hint, told: str) -> 
 def _files(arguments: dict, written: bool) -> list[Path]:
     found = []
     for name, value in arguments.items():
-        if name.startswith("output") == written:
+        if name.startswith(("output", "page")) == written:
             values = value if isinstance(value, list) else [value]
             found += [item for item in values if isinstance(item, Path)]
     return found

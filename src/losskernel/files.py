@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -9,13 +10,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from losskernel.errors import LossKernelError, TraceError
+from losskernel.errors import DataError, LossKernelError, TraceError
 
 if TYPE_CHECKING:  # most that write files write no tables
     import pandas as pd
+    from numpy.typing import ArrayLike
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +103,39 @@ def locked(folder: Path) -> AbstractContextManager[FileLock]:
         return nullcontext(lock)
 
 
-def write_csv(table: pd.DataFrame, path: str | Path) -> None:
+def write_csv(table: pd.DataFrame, path: str | Path, float_format: str | None = None) -> None:
     """Write a table without its index, atomically; errors as for :func:`atomic_path`."""
     with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False, float_format=float_format)
+
+
+def write_json(content: object, path: str | Path, **options) -> None:
+    """Write JSON, atomically, with options of json.dumps; errors as for :func:`atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, **options))
+
+
+def write_npz(path: str | Path, **arrays: ArrayLike) -> None:
+    """Write a compressed archive of arrays, atomically; errors as for :func:`atomic_path`."""
+    # An open file, as NumPy appends .npz to a path that ends otherwise.
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_npz(path: str | Path, remedy: str = "make it again") -> dict[str, np.ndarray]:
+    """The arrays of an archive, by name.
+
+    Args:
+        path: the archive.
+        remedy: what to do if it is not one, for the error.
+
+    Raises:
+        DataError: there is no such file, or it is no archive of arrays.
+    """
+    try:
+        with np.load(path) as stored:
+            return dict(stored)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+    except Exception as error:  # NumPy raises many types for what is no archive
+        raise DataError(f"{path}: not an .npz archive; {remedy}") from error

@@ -58,7 +58,7 @@ def fill_draw(
 def _fill(out: torch.Tensor, generator: torch.Generator, seed: int) -> None:
     generator.manual_seed(seed)
     # How a GPU shares out more numbers than it has threads depends on its model; the same noise is
-    # wanted on any, such as that of linear_response.write_coupled_displacements.
+    # wanted on any.
     pieces = [out] if out.device.type == "cpu" else out.split(_PIECE)
     for piece in pieces:
         piece.normal_(generator=generator)

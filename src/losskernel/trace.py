@@ -132,11 +132,7 @@ class LossTrace:
         Raises:
             TraceError: naming the first thing that is wrong.
         """
-        expected = {
-            "loss": DIMENSIONS,
-            "initial_loss": ("input",),
-            "batch_loss": ("chain", "draw"),
-        }
+        expected = {"loss": DIMENSIONS, "initial_loss": ("input",), "batch_loss": ("chain", "draw")}
         for name, dims in expected.items():
             if name not in self.dataset:
                 raise TraceError(f"not a loss trace: it has no variable '{name}'")

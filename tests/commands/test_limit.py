@@ -1,39 +1,42 @@
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from losskernel import Probe, covariance, sample_losses
+from losskernel import LossTrace, Probe, covariance, sample_losses
 from losskernel.cli import main
 from losskernel.commands import limit
 from losskernel.errors import TraceError
 from losskernel.gradients.per_sample import per_sample_gradients
 from losskernel.kernel.control_variate import normalize
+from losskernel.sampling.sample import cross_entropy
+from networks import mlp
 
 PROBE = Probe(n_beta=5, gamma=1e4, step_size=1e-4)
 
 
+DATA = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3
+
+
+def network():
+    return mlp(4, 6, 3, seed=1)
+
+
+def sample(model=None, probe=PROBE, **changes):
+    options = {"draws": 60, "burn_in": 20, "chains": 2, "progress": False}
+    return sample_losses(model or network(), DATA, probe, **options | changes)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Gradients, a trace of two runs of a chain each, and the limit's files made from them."""
+    """Gradients, a trace of two chains, and the limit's files made from them."""
     folder = tmp_path_factory.mktemp("limit")
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-    data = torch.randn(6, 4), torch.arange(6) % 3
-    gradients = per_sample_gradients(model, data, folder / "gradients", progress=False)
-    options = {"draws": 60, "burn_in": 20, "chains": 2, "progress": False}
-    sample_losses(model, data, PROBE, journal=folder / "j", displacements=True, **options).save(
-        folder / "trace.nc"
-    )
+    gradients = per_sample_gradients(network(), DATA, folder / "gradients", progress=False)
+    sample(journal=folder / "j", displacements=True).save(folder / "trace.nc")
     limit.gram(folder / "gradients", folder / "gram.npz")
-    limit.couple(folder / "j", folder / "coupled")
-    for name in ("j", "coupled"):
-        limit.linear(folder / "gradients", [folder / name], folder / f"{name}.npz")
-    with torch.no_grad():
-        model[0].bias += 1
-    sample_losses(model, data, PROBE, **options).save(folder / "other.nc")
+    limit.linear(folder / "gradients", [folder / "j"], folder / "j.npz")
     return folder, gradients
 
 
@@ -51,24 +54,61 @@ def test_gram_of_a_group_of_parameters(files, tmp_path):
     np.testing.assert_allclose(parts, load(folder / "gram.npz")["gram"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("linear", ["j.npz", "coupled.npz"])
-def test_the_kernel_with_linear_parts_is_near_the_limit_and_the_plain_one_is_not(
-    files, tmp_path, linear
-):
+def test_the_kernel_with_linear_parts_is_near_the_limit_and_the_plain_one_is_not(files, tmp_path):
     folder, _ = files
     limit.kernel(folder / "trace.nc", folder / "gram.npz", tmp_path / "limit.npz")
-    limit.kernel(folder / "trace.nc", folder / "gram.npz", tmp_path / "k.npz", folder / linear)
+    limit.kernel(folder / "trace.nc", folder / "gram.npz", tmp_path / "k.npz", folder / "j.npz")
     expected, found = load(tmp_path / "limit.npz"), load(tmp_path / "k.npz")
-    plain = covariance(limit.LossTrace.load(folder / "trace.nc").losses)
+    trace = LossTrace.load(folder / "trace.nc")
+    plain = covariance(trace.losses)
     error, noise = (np.linalg.norm(k - expected["K"]) for k in (found["K"], plain))
     assert error < noise / 3
     assert np.array_equal(found["R"], normalize(found["K"]))
+    said = json.loads(str(found["identity"]))
+    assert said["seed"] == 0 and said["chains"] == [0, 1] and said["batch_size"] == 6
+    assert all(said[key] == trace.attributes[key] for key in ("probe", "inputs_sha256"))
 
 
-def test_files_of_another_model_are_refused(files, tmp_path):
+def doubled(output, target):
+    return 2 * cross_entropy(output, target)
+
+
+def test_gram_matrices_of_other_weights_parameters_or_losses_are_refused(files, tmp_path):
     folder, _ = files
-    with pytest.raises(TraceError, match="gram.npz: made with other weights .*; make both from"):
-        limit.kernel(folder / "other.nc", folder / "gram.npz", tmp_path / "k.npz")
+    other = network()
+    with torch.no_grad():
+        other[0].bias += 1
+    sample(other, draws=1).save(tmp_path / "other.nc")
+    sample(parameters="2.*", draws=1).save(tmp_path / "part.nc")
+    limit.gram(folder / "gradients", tmp_path / "part.npz", "2.*")
+    per_sample_gradients(network(), DATA, tmp_path / "g", loss=doubled, progress=False)
+    limit.gram(tmp_path / "g", tmp_path / "loss.npz")
+    limit.kernel(tmp_path / "part.nc", tmp_path / "part.npz", tmp_path / "k.npz")
+    for trace, gram, message in (
+        (tmp_path / "other.nc", folder / "gram.npz", "made with other weights .*; make both from"),
+        (folder / "trace.nc", tmp_path / "part.npz", "over other parameters than the trace"),
+        (folder / "trace.nc", tmp_path / "loss.npz", "of another loss"),
+    ):
+        with pytest.raises(TraceError, match=f"{gram.name}: {message}"):
+            limit.kernel(trace, gram, tmp_path / "k.npz")
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("seed", {"seed": 1}),
+        ("burn_in", {"burn_in": 4}),
+        ("chains", {"chain_ids": [2, 3]}),
+        ("gamma", {"probe": Probe(5, 4e3, 1e-4)}),
+    ],
+)
+def test_linear_parts_of_another_run_are_refused(files, tmp_path, key, changes):
+    folder, _ = files
+    sample(journal=tmp_path / "j", displacements=True, draws=1, **changes)
+    limit.linear(folder / "gradients", [tmp_path / "j"], tmp_path / "l.npz")
+    paths = folder / "trace.nc", folder / "gram.npz", tmp_path / "k.npz", tmp_path / "l.npz"
+    with pytest.raises(TraceError, match=f"l.npz: of displacements with {key} = "):
+        limit.kernel(*paths)
 
 
 @pytest.mark.parametrize("name", ["gram", "linear"])

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from commandline import run
 from losskernel import LossTrace, self_covariance
-from losskernel.cli import main
 from losskernel.commands.mislabel import rank
 from losskernel.errors import ConfigError
 
@@ -28,10 +28,6 @@ def trace(tmp_path_factory):
     path = tmp_path_factory.mktemp("trace") / "trace.nc"
     LossTrace.build(losses, np.arange(5.0), losses.mean(2), None, names).save(path)
     return path
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 def ranking(trace, *options) -> pd.DataFrame:

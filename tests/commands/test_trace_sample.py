@@ -68,7 +68,7 @@ def test_a_pilot_and_a_chain(folder, caplog):
         (("--step-size", 1e-3), "data.npz", "step_size: give gamma too"),
         (("--gamma", 100, "--rise", 1), "data.npz", "rise: is for the pilot"),
         (("--gamma", 100), "other.npz", "other.npz: holds ['x']; save arrays named inputs and"),
-        (("--gamma", 100), "no.npz", "no.npz: cannot be read as .npz"),
+        (("--gamma", 100), "no.npz", "no.npz: not an .npz archive"),
         (("--gamma", 100), "none.npz", "none.npz: "),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from losskernel.cli import main
+from commandline import run
 from losskernel.commands.weights import PUBLISHED
 from losskernel.errors import WeightsError
 from losskernel.models.inception_v1 import InceptionV1
@@ -59,10 +59,6 @@ def layers(rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
         found.setdefault(layer, []).append(array)
         assert len(found[layer]) == {"weight": 1, "bias": 2}[kind]
     return found
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("old", [True, False])

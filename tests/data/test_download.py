@@ -52,7 +52,7 @@ def server():
 )
 def test_a_good_file_arrives_whole_with_its_checksum(server, tmp_path, path, checksum, found):
     output = tmp_path / "folder" / "file.zip"
-    assert download(server + path, output, checksum, progress=False) == found
+    assert download(server + path, output, checksum) == found
     assert output.read_bytes() == CONTENT
 
 
@@ -71,7 +71,7 @@ def test_a_bad_file_is_refused_and_nothing_is_left_nor_lost(
     output = tmp_path / "file.zip"
     output.write_bytes(b"what was there before")
     with pytest.raises(DataError, match=message) as caught:
-        download(server + path, output, checksum, progress=False)
+        download(server + path, output, checksum)
     assert str(caught.value).startswith(server + path) and "\n" not in str(caught.value)
     assert output.read_bytes() == b"what was there before"
     assert list(tmp_path.iterdir()) == [output]
@@ -79,19 +79,19 @@ def test_a_bad_file_is_refused_and_nothing_is_left_nor_lost(
 
 def test_a_server_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="cannot be fetched .*refused"):
-        download("http://127.0.0.1:9/file.zip", tmp_path / "file.zip", progress=False)
+        download("http://127.0.0.1:9/file.zip", tmp_path / "file.zip")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_falls_silent(server, tmp_path):
     with pytest.raises(DataError, match="cannot be fetched .*timed out"):
-        download(f"{server}/silent", tmp_path / "file.zip", timeout=0.2, progress=False)
+        download(f"{server}/silent", tmp_path / "file.zip", timeout=0.2)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_told_as_such(server, tmp_path, full_disk):
     with full_disk(1000), pytest.raises(LossKernelError, match="cannot be written"):
-        download(f"{server}/good", tmp_path / "file.zip", MD5, progress=False)
+        download(f"{server}/good", tmp_path / "file.zip", MD5)
 
 
 @pytest.mark.parametrize("checksum", ["d41d8cd9", "sha1:" + "0" * 40, "md5:" + "0" * 64])

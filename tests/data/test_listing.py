@@ -18,7 +18,7 @@ def folder(tmp_path):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4), value).save(tmp_path / "images" / name)
     (tmp_path / "images/ant/.hidden.png").write_bytes(b"")
-    write_manifest(tmp_path / "images", tmp_path / "manifest.csv", progress=False)
+    write_manifest(tmp_path / "images", tmp_path / "manifest.csv")
     return tmp_path
 
 
@@ -36,7 +36,7 @@ def test_a_manifest_names_every_visible_file_with_size_and_hash(folder):
 def test_the_manifest_is_that_of_the_content(folder):
     before = (folder / "manifest.csv").read_bytes()
     os.utime(folder / "images/cat/c.png", (1, 1))
-    write_manifest(folder / "images", folder / "manifest.csv", progress=False)
+    write_manifest(folder / "images", folder / "manifest.csv")
     assert (folder / "manifest.csv").read_bytes() == before
 
 
@@ -56,14 +56,14 @@ def test_an_image_replaced_or_added_since_is_refused_also_where_damage_is_skippe
         folder / "images", transforms.pil_to_tensor, manifest=folder / "manifest.csv"
     )
     with pytest.raises(DataError, match=message):
-        load_images(images, skip_unreadable=skip, progress=False)
+        load_images(images, skip_unreadable=skip)
 
 
 def test_images_as_the_manifest_says_are_read_and_tell_of_it(folder):
     images = ClassFolders(
         folder / "images", transforms.pil_to_tensor, manifest=folder / "manifest.csv"
     )
-    pixels, _ = load_images(images, progress=False)
+    pixels, _ = load_images(images)
     assert pixels[:, 0, 0, 0].tolist() == [10, 20, 30]
     assert images.provenance["manifest_sha256"] == Manifest.read(folder / "manifest.csv").sha256
     plain = ClassFolders(folder / "images", transforms.pil_to_tensor)

@@ -51,7 +51,7 @@ def archive(folder, files, root="tiny-imagenet-200/"):
 
 
 def test_training_images_by_class_and_number(tmp_path, files):
-    images = load_tiny_imagenet(archive(tmp_path, files), "train", progress=False)
+    images = load_tiny_imagenet(archive(tmp_path, files), "train")
     assert images.wnids == tuple(sorted(WNIDS))
     assert images.pixels.shape == (36, 3, 64, 64) and images.pixels.dtype == torch.uint8
     assert images.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
@@ -67,7 +67,7 @@ def test_training_images_by_class_and_number(tmp_path, files):
 
 
 def test_validation_images_have_the_labels_of_the_annotations(tmp_path, files):
-    images = load_tiny_imagenet(archive(tmp_path, files), "val", progress=False)
+    images = load_tiny_imagenet(archive(tmp_path, files), "val")
     pairs = zip(images.names, images.labels, strict=True)
     found = {name: images.wnids[label] for name, label in pairs}
     assert found == {f"val/images/val_{i}.JPEG": WNIDS[i % 3] for i in range(6)}
@@ -75,9 +75,9 @@ def test_validation_images_have_the_labels_of_the_annotations(tmp_path, files):
 
 def test_some_images_a_class_at_another_size(tmp_path, files):
     path = archive(tmp_path, files)
-    images = load_tiny_imagenet(path, "train", per_class=2, image_size=40, progress=False)
+    images = load_tiny_imagenet(path, "train", per_class=2, image_size=40)
     assert images.pixels.shape == (6, 3, 40, 40)
-    whole = load_tiny_imagenet(path, "train", progress=False)
+    whole = load_tiny_imagenet(path, "train")
     np.testing.assert_array_equal(images.names, whole.names[[0, 1, 12, 13, 24, 25]])
 
 
@@ -88,8 +88,8 @@ def test_an_extracted_folder_is_read_like_the_archive(tmp_path, files, inside):
         zipped.extractall(tmp_path / "extracted")
     folder = tmp_path / "extracted" / ("tiny-imagenet-200" if inside else "")
     for split in ("train", "val"):
-        whole = load_tiny_imagenet(path, split, progress=False)
-        found = load_tiny_imagenet(folder, split, progress=False)
+        whole = load_tiny_imagenet(path, split)
+        found = load_tiny_imagenet(folder, split)
         torch.testing.assert_close(found.pixels, whole.pixels, rtol=0, atol=0)
         np.testing.assert_array_equal(found.names, whole.names)
         torch.testing.assert_close(found.labels, whole.labels)
@@ -112,7 +112,7 @@ def test_an_extracted_folder_is_read_like_the_archive(tmp_path, files, inside):
 def test_what_is_wrong_is_named(tmp_path, files, change, split, message):
     changed = {name: content for name, content in (files | change).items() if content is not None}
     with pytest.raises(DataError, match=message):
-        load_tiny_imagenet(archive(tmp_path, changed), split, progress=False)
+        load_tiny_imagenet(archive(tmp_path, changed), split)
 
 
 def test_no_archive_and_a_torn_one(tmp_path, files):
@@ -125,9 +125,7 @@ def test_no_archive_and_a_torn_one(tmp_path, files):
 
 
 def test_the_shared_archive(shared_data):
-    images = load_tiny_imagenet(
-        shared_data / "tiny-imagenet-200.zip", "val", per_class=2, progress=False
-    )
+    images = load_tiny_imagenet(shared_data / "tiny-imagenet-200.zip", "val", per_class=2)
     assert len(images.wnids) == 200 and len(images) == 400
     assert images.labels.tolist() == np.repeat(range(200), 2).tolist()
     assert images.pixels.double().std() > 50

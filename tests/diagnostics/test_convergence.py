@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 from arviz_stats.base import array_stats
 
-from losskernel.diagnostics.convergence import (
-    convergence,
-)
+from losskernel.diagnostics.convergence import convergence
 from series import autoregressive
 
 

@@ -14,6 +14,7 @@ from losskernel.gradients.linear_response import gram
 from losskernel.gradients.per_sample import per_sample_gradients
 from losskernel.sampling.chains import DivergenceError
 from losskernel.sampling.sample import cross_entropy
+from networks import Line
 
 
 def levels(trace):
@@ -59,15 +60,6 @@ def test_chains_are_stopped_beyond_twice_the_loss_of_guessing(digits):
     trace = sample(digits, Probe(1e9, 100, 1e-3), loss_bound=np.inf)
     assert trace.losses.mean() > 1e4
     assert levels(trace)[0]["rise"] == "bad"
-
-
-class Line(nn.Module):
-    def __init__(self, weights):
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(weights))
-
-    def forward(self, x):
-        return x @ self.w
 
 
 def half_square(output, target):

@@ -5,7 +5,6 @@ import pytest
 
 from losskernel.diagnostics.localization import localization
 from losskernel.diagnostics.verdict import LEVELS, verdict
-from losskernel.sampling.gradient_noise import GradientNoise
 from losskernel.trace import LossTrace, settings_attribute
 
 QUIET = {"n_beta": 10, "gamma": 100, "step_size": 2e-3}
@@ -35,8 +34,8 @@ def trace(values, probe=QUIET, **changes):
     return LossTrace(made.dataset.assign(rounding=("input", np.full(values.shape[2], 1e-6))))
 
 
-def judge(values, probe=QUIET, noise=None, **changes):
-    found = verdict(trace(values, probe, **changes), noise)
+def judge(values, probe=QUIET, **changes):
+    found = verdict(trace(values, probe, **changes))
     assert all(finding.level in LEVELS for finding in found.findings)
     return {finding.topic: finding for finding in found.findings}, found
 
@@ -195,10 +194,9 @@ def test_what_the_trace_does_not_tell_is_not_called_ok():
 
 def test_minibatch_noise_is_judged():
     for span, level in ((0.2, "ok"), (0.6, "warning"), (3.0, "bad")):
-        for told in ({"minibatch_noise_in_span": span}, {"noise": GradientNoise(1e-3, span)}):
-            finding = judge(losses(), **told)[0]["minibatches"]
-            assert finding.level == level
-            assert ("multiply batch_size by" in finding.sentence) == (level != "ok")
+        finding = judge(losses(), minibatch_noise_in_span=span)[0]["minibatches"]
+        assert finding.level == level
+        assert ("multiply batch_size by" in finding.sentence) == (level != "ok")
     assert "batch_size by 12" in finding.sentence
 
 

@@ -19,6 +19,7 @@ from losskernel.experiments.arithmetic.setup import (
     probe_inputs,
 )
 from losskernel.experiments.claims import BY_ID
+from losskernel.experiments.comparison import stack
 from losskernel.semantics.separation import pair_auc
 from losskernel.trace import LossTrace
 from networks import ARITHMETIC
@@ -204,7 +205,7 @@ def test_a_search_row_a_seed_and_rise_and_the_figures(folder, tmp_path):
     )
     for setup in setups:
         search.search(settings, setup, tmp_path / f"{setup['name']}.csv")
-    search.stack([tmp_path / "chosen.csv", tmp_path / "narrow.csv"], tmp_path / "search.csv")
+    stack([tmp_path / "chosen.csv", tmp_path / "narrow.csv"], tmp_path / "search.csv")
     rows = pd.read_csv(tmp_path / "search.csv")
     assert rows.groupby("setup").size().to_dict() == {"chosen": 2, "narrow": 2}
     one = rows[(rows["setup"] == "chosen") & (rows["training_seed"] == 0)].set_index("target_rise")

@@ -12,11 +12,7 @@ from losskernel.experiments.arithmetic.localization import (
     split_masks,
     train_sparse,
 )
-from losskernel.experiments.arithmetic.reparametrization import (
-    Scaled,
-    fisher_diagonal,
-    rescaled,
-)
+from losskernel.experiments.arithmetic.reparametrization import Scaled, fisher_diagonal, rescaled
 from losskernel.experiments.arithmetic.setup import draw, network_model
 from losskernel.training.train import TrainingSettings
 from networks import ARITHMETIC

@@ -1,4 +1,4 @@
-"""Training and sampling on a generated archive, and the traces that come of it."""
+"""Training and sampling on a generated archive, and the kernels that come of it."""
 
 import hashlib
 import json
@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 
 from losskernel.cli import main
+from losskernel.data.images import imagenet_wnids
 from losskernel.experiments.development import sample as development
 from losskernel.gradients.linear_response import gram
 from losskernel.gradients.per_sample import per_sample_gradients
-from losskernel.kernel.control_variate import best_coefficient
-from losskernel.trace import LossTrace
+from losskernel.kernel.control_variate import normalize
+from losskernel.kernel.stored import StoredKernel, square
 from losskernel.training.checkpoints import Checkpoint, checkpoint_path
 
 SETTINGS = {
@@ -27,12 +28,13 @@ SETTINGS = {
     "shuffled": {"steps": 2, "checkpoints": [2]},
     "save_every": 4,
     "probe_per_class": 2,
-    "gradient_per_class": 3,
-    "calibration_batches": 1,
+    "calibration_per_class": 3,
     "sampling_seed": 0,
-    "probe": {"n_beta": 10, "gamma": 1e8, "step_size": 1e-8},
-    "pilot": {"rise": 0.05, "inputs": 12, "directions": 2},
-    "sampling": {"chains": 2, "draws": 6, "burn_in": 3, "batch_size": 8, "eval_batch_size": 12},
+    "gamma": 1e12,
+    "rise": 0.05,
+    "pairs": 4,
+    "groups": 4,
+    "width": 10**6,
 }
 
 
@@ -48,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
 
 def sample(folder, step, journal, name="{step}", **changes):
     name = name.format(step=step)
-    paths = [folder / f"{name}-{rule}.nc" for rule in development.RULES]
+    paths = [folder / f"{name}-{rule}.npz" for rule in development.RULES]
     development.sample(
         SETTINGS | changes,
         folder / "a.zip",
@@ -67,72 +69,65 @@ def load(path):
         return dict(stored)
 
 
+def kernels(folder, step):
+    return {rule: StoredKernel.load(folder / f"{step}-{rule}.npz") for rule in development.RULES}
+
+
 def test_probe_inputs_are_the_first_validation_images_of_each_class(folder):
-    trace = LossTrace.load(folder / "6-fixed.nc")
-    assert trace.losses.shape == (2, 6, 12)
-    assert trace.coordinate("label").tolist() == np.repeat(range(6), 2).tolist()
-    wnids = trace.coordinate("wnid")
+    kernel = kernels(folder, 6)["fixed"]
+    assert kernel.r.shape == (12, 12) and kernel.left_out.shape == (4, 12, 12)
+    wnids = kernel.coordinates["wnid"]
     assert (wnids[::2] == wnids[1::2]).all() and (np.sort(wnids) == wnids).all()
+    assert np.array(imagenet_wnids())[kernel.coordinates["label"]].tolist() == wnids.tolist()
     # Validation images are written class by class, four each.
     numbers = [
-        int(name.rpartition("_")[2].removesuffix(".JPEG")) for name in trace.coordinate("name")
+        int(name.rpartition("_")[2].removesuffix(".JPEG")) for name in kernel.coordinates["name"]
     ]
     assert sorted(number % 4 for number in numbers) == [0] * 6 + [1] * 6
-    assert trace.attributes["network"] == "1" and trace.attributes["step"] == 6
+    assert kernel.attributes["network"] == "1" and kernel.attributes["step"] == 6
 
 
 def test_both_rules_share_everything_but_gamma(folder):
     for step in SETTINGS["checkpoints"]:
-        traces = {r: LossTrace.load(folder / f"{step}-{r}.nc") for r in development.RULES}
-        probes = {rule: json.loads(trace.attributes["probe"]) for rule, trace in traces.items()}
-        assert probes["fixed"] == SETTINGS["probe"]
-        assert probes["rise"]["n_beta"] == 10
-        assert probes["rise"]["gamma"] * probes["rise"]["step_size"] == pytest.approx(1)
-        np.testing.assert_array_equal(*(trace.initial_loss for trace in traces.values()))
-        found = json.loads(str(load(folder / f"{step}.npz")["accuracy"]))
-        assert probes["rise"]["gamma"] == found["pilot_gamma"] < 1e8
-        assert found["pilot_rise"] == pytest.approx(0.05, rel=0.2)
-        assert 0 <= found["top1"] <= found["top5"] <= 1
+        found = kernels(folder, step)
+        assert found["fixed"].gamma == 1e12 > found["rise"].gamma
+        np.testing.assert_array_equal(*(kernel.initial_losses for kernel in found.values()))
+        rise, error = found["rise"].rise
+        assert abs(rise - 0.05) < 4 * error + 0.01
+        accuracy = json.loads(str(load(folder / f"{step}.npz")["accuracy"]))
+        assert 0 <= accuracy["top1"] <= accuracy["top5"] <= 1
 
 
-def test_the_state_holds_the_gram_matrix_of_the_traces_network(folder):
-    state, trace = load(folder / "6.npz"), LossTrace.load(folder / "6-fixed.nc")
-    assert str(state["weights_sha256"]) == trace.attributes["weights_sha256"]
-    assert state["features"].shape[0] == len(state["norms"]) == 12
-    assert len(state["cosine"]) == 12 * 13 / 2
-    # In the limit of high localization, variances are squared norms over gamma.
-    linear = trace.dataset["linear"].values
-    variance = linear.reshape(-1, 12).var(axis=0, ddof=1)
-    # eps gamma = 1: stationary variance 1 / gamma / (1 - 1/4).
-    expected = state["norms"].astype(float) ** 2 / 1e8 / 0.75
-    # 12 correlated draws: the median of 12 ratios is within a factor of two.
-    assert 0.5 < np.median(variance / expected) < 2
-    assert best_coefficient(trace.losses, linear) == pytest.approx(1, abs=0.1)
+def test_the_state_is_of_the_kernels_network_and_its_cosines_are_their_limit(folder):
+    state, kernel = load(folder / "6.npz"), kernels(folder, 6)["fixed"]
+    assert str(state["weights_sha256"]) == kernel.attributes["weights_sha256"]
+    assert len(state["features"]) == 12 and len(state["cosine"]) == 12 * 11 / 2
+    assert kernel.attributes["linear_share"] > 0.99
+    np.testing.assert_allclose(kernel.r, square(state["cosine"], 1.0), atol=0.02)
 
 
 def test_the_probed_network_is_the_trained_one_without_normalization(folder, tmp_path):
-    images = development.load_tiny_imagenet(folder / "a.zip", "train", 3, 36, progress=False)
+    images = development.load_tiny_imagenet(folder / "a.zip", "train", 3, 36)
     pixels = development.center_crop(images.pixels, 32)
-    model = development._network_of(SETTINGS, folder / "net", 6, pixels, 6)
+    model = development._network_of(SETTINGS, folder / "net", 6, pixels, images.wnids)
     assert not any("norm" in name for name, _ in model.named_modules())
-    shown = development.load_tiny_imagenet(folder / "a.zip", "val", 2, 36, progress=False)
+    shown = development.load_tiny_imagenet(folder / "a.zip", "val", 2, 36)
     data = development.center_crop(shown.pixels, 32).contiguous(), shown.labels
     gradients = per_sample_gradients(
         model, data, tmp_path / "g", engine="sequential", progress=False
     )
-    norms = load(folder / "6.npz")["norms"]
-    np.testing.assert_allclose(np.sqrt(np.diag(gram(gradients, progress=False))), norms, rtol=1e-3)
+    cosine = square(load(folder / "6.npz")["cosine"], 1.0)
+    np.testing.assert_allclose(normalize(gram(gradients, progress=False)), cosine, atol=2e-3)
 
 
-def test_sampling_that_was_cut_short_ends_in_the_same_traces(folder, tmp_path):
-    short = SETTINGS["sampling"] | {"draws": 4}
-    sample(folder, 6, tmp_path / "journal", "again", sampling=short)
-    paths = sample(folder, 6, tmp_path / "journal", "again")
+def test_sampling_that_was_cut_short_ends_in_the_same_kernels(folder, tmp_path):
+    """Journals of four pairs are extended to six, which leaves the four as they were."""
+    sample(folder, 6, tmp_path / "journal", "again")
+    paths = sample(folder, 6, tmp_path / "journal", "again", pairs=6)
     for path, rule in zip(paths, development.RULES, strict=True):
-        whole, resumed = LossTrace.load(folder / f"6-{rule}.nc"), LossTrace.load(path)
-        assert resumed.attributes["resumed_draws"] == 4
-        for name in ("loss", "linear"):
-            np.testing.assert_array_equal(whole.dataset[name], resumed.dataset[name])
+        whole, extended = kernels(folder, 6)[rule], StoredKernel.load(path)
+        assert extended.attributes["pairs"] == 6
+        np.testing.assert_array_equal(extended.losses[:8], whole.losses)
 
 
 def test_shuffled_labels_are_the_same_images_under_permuted_labels(folder, tmp_path):

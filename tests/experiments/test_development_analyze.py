@@ -1,4 +1,4 @@
-"""The analysis on traces in which every depth of a hierarchy appears at a step that is known."""
+"""The analysis on kernels in which every depth of a hierarchy appears at a step that is known."""
 
 import json
 
@@ -9,23 +9,23 @@ import pytest
 from losskernel.errors import DataError, TraceError
 from losskernel.experiments.claims import BY_ID, verdict
 from losskernel.experiments.development import analyze as analysis
-from losskernel.experiments.development import measure
+from losskernel.experiments.development import figures, measure
 from losskernel.experiments.development.kernels import FEATURES, GRADIENTS, SAMPLED
 from losskernel.semantics.wordnet import Hierarchy
-from losskernel.trace import LossTrace, settings_attribute
+from series import stored_kernel
 
 LEVELS = 6  # 64 classes, the leaves of a binary tree; depths 1 to 5 divide their pairs
 WNIDS = [f"n{number:08d}" for number in range(2**LEVELS)]
 STEPS = [0, 10, 30, 100, 300, 1000, 3000]
 SETTINGS = {
-    "headline": {"rule": "fixed", "statistic": "conditional_auc", "from": "chance"},
+    "headline": {"rule": "fixed", "statistic": "conditional_auc"},
     "neighbors": 3,
     "class_pairs": 8,
     "map_neighbors": 5,
     "map_epochs": 10,
     "permutations": 39,
-    "jackknife_blocks": 3,
     "class_groups": 4,
+    "growth_draws": 39,  # the fewest that place a bound
     "seed": 0,
 }
 
@@ -65,30 +65,32 @@ def write(folder, network: str, step: int, shown: set[int], names=None, weights=
         step=step,
         accuracy=json.dumps({"top1": step / 10000}),
         features=features.astype(np.float16),
-        cosine=np.eye(n)[np.tril_indices(n)].astype(np.float16),
-        norms=np.ones(n, np.float32),
+        cosine=np.zeros(n * (n - 1) // 2, np.float16),
         weights_sha256=f"{network}-{step}",
     )
     for rule in SAMPLED:
-        values = losses(shown, rng)
         attributes = {
-            "probe": settings_attribute({"n_beta": 1, "gamma": 100, "step_size": 0.01}),
+            "gamma": 100.0,
+            "linear_share": 0.5,
             "weights_sha256": weights or f"{network}-{step}",
             "network": network,
             "step": step,
             "rule": rule,
         }
-        trace = LossTrace.build(
-            values, np.full(n, 5.0), values.mean(2), None, coordinates, attributes
-        )
-        linear = 0.1 * rng.standard_normal(values.shape).astype(np.float32)  # tells nothing
-        LossTrace(trace.dataset.assign(linear=(trace.dataset["loss"].dims, linear))).save(
-            folder / f"{network}-{step}-{rule}.nc"
-        )
+        values = losses(shown, rng).reshape(-1, n)
+        kernel = stored_kernel(values, np.full(n, 5.0), coordinates, attributes)
+        kernel.save(folder / f"{network}-{step}-{rule}.npz")
+
+
+def files_of(folder, network: str) -> list[list]:
+    """States and kernels of a network."""
+    paths = sorted(folder.glob(f"{network}-*.npz"))
+    kernels = [path for path in paths if path.stem.endswith(tuple(SAMPLED))]
+    return [[path for path in paths if path not in kernels], kernels]
 
 
 def measured(folder, network: str, **changes):
-    files = [sorted(folder.glob(f"{network}-{kind}")) for kind in ("*[0-9].npz", "*.nc")]
+    files = files_of(folder, network)
     tree().to_file(folder / "hierarchy.json")
     output = folder / "measured" / f"{network}.npz"
     output.parent.mkdir(exist_ok=True)
@@ -117,13 +119,18 @@ def found(tmp_path_factory):
     return folder, *analyze(folder, "shuffled-1", "1")
 
 
+def headline(crossings):
+    """Of the sampled kernel at half of the final value, by depth."""
+    curve = {"kernel": SAMPLED["fixed"], "statistic": "conditional_auc", "share": 0.5}
+    curve["of"] = "final"
+    return crossings[(crossings[list(curve)] == list(curve.values())).all(axis=1)].set_index(
+        "depth"
+    )
+
+
 def test_each_depth_crosses_where_it_appears(found):
     _, _, crossings, _ = found
-    chosen = crossings[
-        (crossings["kernel"] == SAMPLED["fixed"])
-        & (crossings["statistic"] == "conditional_auc")
-        & (crossings["from"] == "chance")
-    ].set_index("depth")
+    chosen = headline(crossings)
     assert list(chosen.index) == [1, 2, 3, 4, 5] and chosen["resolved"].all()
     for depth in chosen.index:
         assert STEPS[depth - 1] < chosen.loc[depth, "step"] < STEPS[depth]
@@ -132,15 +139,30 @@ def test_each_depth_crosses_where_it_appears(found):
 
 def test_coarse_comes_before_fine(found):
     _, _, _, order = found
-    rows = order.set_index(["kernel", "statistic", "from"])
+    rows = order.set_index(["kernel", "statistic", "share", "of"])
     for kernel in (*SAMPLED.values(), FEATURES):
-        row = rows.loc[(kernel, "conditional_auc", "chance")]
+        row = rows.loc[(kernel, "conditional_auc", 0.5, "final")]
         assert row["spearman"] == pytest.approx(1) and row["depths"] == 5 and row["network"] == "1"
-        assert row["p"] == pytest.approx(2 / 120)  # all orders of five
         # Lift also rises with what is coarser; so planted, its order is nearly the same.
-        assert rows.loc[(kernel, "lift", "chance"), "spearman"] > 0.7
-    nothing = rows.loc[(GRADIENTS, "auc", "chance")]
+        assert rows.loc[(kernel, "lift", 0.5, "final"), "spearman"] > 0.7
+    nothing = rows.loc[(GRADIENTS, "auc", 0.5, "final")]
     assert nothing["depths"] == 0 and np.isnan(nothing["spearman"])
+
+
+def test_later_shares_are_crossed_later(found):
+    _, _, crossings, _ = found
+    rows = crossings[(crossings["kernel"] == SAMPLED["fixed"]) & (crossings["statistic"] == "auc")]
+    wide = rows.pivot_table("step", ["of", "depth"], "share")
+    assert (wide[0.25] < wide[0.5]).all() and (wide[0.5] < wide[0.75]).all()
+    assert (wide.loc["final"] <= wide.loc["maximum"] * (1 + 1e-9)).all(axis=None)
+
+
+def test_depths_planted_late_are_later_than_growth_alone(found):
+    _, _, crossings, _ = found
+    rows = headline(crossings)
+    # One amplitude for all depths crosses about where their mean does.
+    assert rows.loc[5, "later"] and rows.loc[5, "log_delay"] > 0.3
+    assert not rows.loc[1, "later"] and rows.loc[1, "log_delay"] < 0
 
 
 def test_metrics_have_errors_and_a_null(found):
@@ -156,28 +178,17 @@ def test_metrics_have_errors_and_a_null(found):
     assert abs(control["value"] - 0.5) < 0.1
 
 
-def test_a_control_variate_that_tells_nothing_does_no_harm(found):
-    _, metrics, _, _ = found
-    facts = metrics[metrics["kernel"] == SAMPLED["fixed"]]
-    coefficients = facts[facts["statistic"] == "coefficient"]["value"]
-    # An amplitude of 0.1 against losses of 0.7 and more, 120 draws of 64 inputs.
-    assert coefficients.abs().max() < 0.7
-    assert facts[facts["statistic"] == "linear_share"]["value"].max() < 0.05
-
-
-def test_similar_checkpoints_and_maps(found):
+def test_maps(found):
     folder = found[0]
-    files = [sorted(folder.glob(f"1-{kind}")) for kind in ("*[0-9].npz", "*.nc")]
-    measure.maps(*files, folder / "hierarchy.json", SETTINGS, folder / "maps.npz")
+    measure.maps(*files_of(folder, "1"), folder / "hierarchy.json", SETTINGS, folder / "maps.npz")
     with np.load(folder / "maps.npz") as stored:
         arrays = dict(stored)
-    assert arrays["steps"].tolist() == STEPS
-    similarity = arrays["similarity"][list(arrays["kernels"]).index(SAMPLED["fixed"])]
-    np.testing.assert_allclose(similarity, similarity.T)
-    np.testing.assert_allclose(np.diag(similarity)[1:], 1)
-    assert similarity[-1, -2] > 0.9  # nothing new appears at the last step
-    assert similarity[-1, 1] < similarity[-1, 3] < similarity[-1, -2]
-    assert arrays["maps"].shape == (2, len(STEPS), len(WNIDS), 2)
+    assert arrays["steps"].tolist() == STEPS and str(arrays["kernel"]) == SAMPLED["fixed"]
+    assert arrays["maps"].shape == (len(STEPS), len(WNIDS), 2)
+    outputs = [folder / f"figure.{kind}" for kind in ("pdf", "png")]
+    tables = (folder / "metrics.csv", folder / "crossings.csv", folder / "maps.npz")
+    figures.trajectory(*tables, SETTINGS, *outputs)
+    assert all(path.stat().st_size > 5000 for path in outputs)
 
 
 def claimed_from(folder):
@@ -189,29 +200,31 @@ def test_the_claim(found):
     analysis.claims(*claimed_from(folder), SETTINGS, folder / "claims.csv")
     row = pd.read_csv(folder / "claims.csv").set_index("id").loc["development.coarse_to_fine"]
     assert row["reproduced"] == pytest.approx(1) and row["n"] == 1 and np.isfinite(row["spread"])
-    assert verdict(BY_ID["development.coarse_to_fine"], row) == "not resolved"
-    assert row["beside"].startswith("permutation p 0.0167; network 1 1")
+    assert row["null"] <= 1 and "growth alone" in row["beside"] and "network 1 1" in row["beside"]
     assert "top-1 30.0%" in row["setting"] and "5 depths above shuffled classes" in row["setting"]
 
 
 @pytest.mark.parametrize(
-    ("spearman", "p", "error", "words"),
+    ("spearman", "null", "error", "words"),
     [
-        (0.9, 0.01, 0.1, "not resolved"),  # no null of what growth alone gives
-        (-0.9, 0.01, 0.1, "does not hold"),
-        (0.9, 0.2, 0.1, "not resolved"),
-        (0.9, 0.01, 0.6, "not resolved"),
+        (0.9, 0.5, 0.1, "holds"),
+        (0.9, 0.95, 0.1, "not resolved"),  # growth alone orders them as well
+        (0.9, np.nan, 0.1, "not resolved"),
+        (-0.9, 0.5, 0.1, "does not hold"),
+        (0.9, 0.5, 0.6, "not resolved"),
         (np.nan, np.nan, np.nan, "not tested"),
     ],
 )
-def test_the_verdict_is_the_datas(tmp_path, spearman, p, error, words):
+def test_the_verdict_is_the_datas(tmp_path, spearman, null, error, words):
     row = {"network": "1", "kernel": SAMPLED["fixed"]}
     row["statistic"] = "conditional_auc"
-    row |= {"from": "chance", "depths": 2, "spearman": spearman, "p": p}
+    row |= {"share": 0.5, "of": "final", "depths": 2, "spearman": spearman}
+    row |= {"grown": 0.3, "grown_high": null}
     row |= {"error_draws": error, "error_classes": 0.0, "error_networks": np.nan}
     pd.DataFrame([row]).to_csv(tmp_path / "order.csv", index=False)
-    curve = {name: row[name] for name in ("network", "kernel", "statistic", "from")}
+    curve = {name: row[name] for name in ("network", "kernel", "statistic", "share", "of")}
     crossings = pd.DataFrame({"depth": [1, 2, 3, 4], "step": [6, 30, 60, 70], "resolved": True})
+    crossings = crossings.assign(later=[False, True, False, True], log_delay=0.5)
     crossings.loc[3, "resolved"] = False
     crossings.assign(**curve).to_csv(tmp_path / "crossings.csv", index=False)
     metric = {"network": "1", "kernel": "network", "statistic": "top1", "value": 0.2}
@@ -221,6 +234,10 @@ def test_the_verdict_is_the_datas(tmp_path, spearman, p, error, words):
     analysis.claims(*claimed_from(tmp_path), SETTINGS, tmp_path / "claims.csv")
     row = pd.read_csv(tmp_path / "claims.csv").iloc[0]
     assert verdict(BY_ID["development.coarse_to_fine"], row) == words
+    # Depth 4 is late as well, but not told from permuted classes.
+    assert (
+        "depths later than growth alone 1; depth 2 later than growth alone by 0.5" in row["beside"]
+    )
     assert "depths of 3 that cross between the checkpoints at steps 5 and 50 2" in row["beside"]
 
 
@@ -247,11 +264,11 @@ def test_several_networks_have_a_mean_and_a_spread(tmp_path):
 
 def test_files_that_do_not_belong_together(tmp_path):
     write(tmp_path, "1", 0, set(), weights="others")
-    with pytest.raises(TraceError, match="of other weights than the trace of rule 'fixed'"):
+    with pytest.raises(TraceError, match="of other weights than the kernel of rule 'fixed'"):
         measured(tmp_path, "1")
     write(tmp_path, "1", 0, set())
-    (tmp_path / "1-0-rise.nc").unlink()
-    with pytest.raises(TraceError, match="there is no trace of rule 'rise' beside it"):
+    (tmp_path / "1-0-rise.npz").unlink()
+    with pytest.raises(TraceError, match="there is no kernel of rule 'rise' beside it"):
         measured(tmp_path, "1")
     write(tmp_path, "1", 0, set())
     write(tmp_path, "1", 10, set(), names=WNIDS[::-1])

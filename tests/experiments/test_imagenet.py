@@ -11,32 +11,21 @@ from losskernel.commands import limit
 from losskernel.errors import ConfigError, DataError, TraceError
 from losskernel.experiments.claims import BY_ID, verdict
 from losskernel.experiments.imagenet import analyze as semantic
-from losskernel.experiments.imagenet import controls
-from losskernel.experiments.imagenet import figures as semantic_figures
+from losskernel.experiments.imagenet import controls, tempered
 from losskernel.experiments.imagenet import reports as semantic_reports
 from losskernel.experiments.imagenet import sample as imagenet
 from losskernel.experiments.imagenet.kernels import LIMIT, Sources, feature_kernel
 from losskernel.experiments.mislabel import probe_time
 from losskernel.gradients.covariance import gradient_covariance
-from losskernel.kernel.covariance import correlation
 from losskernel.kernel.stored import StoredKernel
 from losskernel.semantics.wordnet import Hierarchy
 from losskernel.trace import LossTrace
+from networks import CLASSIFIER
 
 HIERARCHY = Path(__file__).parents[2] / "results/reference/imagenet/hierarchy.json"
 CLASSES, PER_CLASS = 6, 3
 GAMMAS = (1e5, 1e4)
-SETTINGS = {
-    "model": "timm:test_resnet",
-    "weights": "random",
-    "image_size": 64,
-    "per_class": None,
-    "max_inputs": None,
-    "skip_unreadable": False,
-    "seed": 0,
-    "width": 2**18,
-    "device": "cpu",
-}
+SETTINGS = CLASSIFIER | {"image_size": 64, "width": 2**18}
 ANALYSIS = {
     "headline": 1e4,
     "model": "timm:test_resnet",
@@ -117,7 +106,7 @@ def headline(run):
 
 def test_the_stored_kernel_is_that_of_the_estimator(run, kernel):
     settings = SETTINGS | {"image_folder": str(run / "images")}
-    classifier, _, data = imagenet._load(settings)
+    classifier, _, data = imagenet.load(settings)
     journal = run / "journal-10000"  # of a finished run: nothing is computed again
     found = gradient_covariance(
         classifier.model, data, gamma=1e4, pairs=4, groups=4, width=2**18, journal=journal
@@ -341,7 +330,7 @@ def test_features_and_accuracy_are_of_the_same_images(run, kernel):
 def test_a_subset_of_the_images_is_drawn_by_the_seed(run):
     def names(seed):
         settings = {"image_folder": str(run / "images"), "max_inputs": 7, "seed": seed}
-        return imagenet._load(SETTINGS | settings)[1].names.tolist()
+        return imagenet.load(SETTINGS | settings)[1].names.tolist()
 
     assert len(names(0)) == 7 and names(0) == names(0) != names(1)
 
@@ -352,18 +341,8 @@ def test_losses_of_independent_draws_show_the_kernel_by_gradients(run, tmp_path)
     trace, output = tmp_path / "10000.nc", tmp_path / "direct.csv"
     probe_time.sample(settings, 1e4, tmp_path / "journal", trace)
     files = [run / f"{gamma:g}.npz" for gamma in GAMMAS]
-    settings, cost = {"jackknife_blocks": 10}, tmp_path / "cost.csv"
-    controls.direct_draws(files, [trace], settings, output, cost)
-    sizes = pd.read_csv(cost).set_index(["estimator", "size"])
-    assert list(sizes.loc["losses"].index) == [5, 10, 20, 200]
-    assert sizes.loc[("gradient pairs", 2)].seconds > sizes.loc[("losses", 200)].seconds > 0
-    r = correlation(LossTrace.load(trace).losses[:, :200, ::3])
-    other = correlation(LossTrace.load(trace).losses[:, 200:, ::3])
-    above = np.triu_indices(18, 1)
-    expected = np.corrcoef(r[above], other[above])[0, 1]
-    assert sizes.loc[("losses", 200)].reliability == pytest.approx(expected)
-    semantic_figures.estimators(cost, tmp_path / "e.pdf", tmp_path / "e.png")
-    assert (tmp_path / "e.png").stat().st_size > 10_000
+    settings = {"jackknife_blocks": 10}
+    controls.direct_draws(files, [trace], settings, output)
     found = pd.read_csv(output).set_index("statistic")
     assert found.gamma.tolist() == [1e4] * 4 and found.inputs.tolist() == [18] * 4
     assert np.isnan(found.value["variance, sure"]) and found.value["variance, unsure"] > 0.7
@@ -375,4 +354,39 @@ def test_losses_of_independent_draws_show_the_kernel_by_gradients(run, tmp_path)
     names[0] = "someone/else.png"
     LossTrace(other.dataset.assign_coords(name=("input", names))).save(tmp_path / "other.nc")
     with pytest.raises(DataError, match="someone/else.png is no input of the kernels"):
-        controls.direct_draws(files, [tmp_path / "other.nc"], settings, output, cost)
+        controls.direct_draws(files, [tmp_path / "other.nc"], settings, output)
+
+
+def test_the_data_in_the_probe_hold_the_loss_back(run, tmp_path, kernel):
+    settings = SETTINGS | {"image_folder": str(run / "images"), "pairs": 4, "groups": 4}
+    files = [tmp_path / f"{share}.npz" for share in (0.9, 0.2)]
+    for share, file in zip((0.9, 0.2), files, strict=True):
+        tempered.kernel(settings, 1e4, share, tmp_path / file.stem, file)
+    tempered.measure(files, run / "10000.npz", HIERARCHY, {"seed": 0}, tmp_path / "found.csv")
+    found = pd.read_csv(tmp_path / "found.csv").set_index(["statistic", "n_beta"]).value
+    weak, strong = sorted(found["CKA"].index)
+    assert 0 < weak < strong
+    # The same normal draws, held back a little and then more.
+    assert found["rise", 0] == pytest.approx(kernel.rise[0])
+    assert found["rise", 0] > found["rise", weak] > found["rise", strong]
+    assert 1.1 > found["CKA", weak] > found["CKA", strong]
+
+
+def test_n_beta_of_a_share_of_the_predicted_rise():
+    eigenvalues, gamma = np.array([5.0, 1.0, 0.01]), 30.0
+    for share in (0.9, 0.5, 0.01):
+        n_beta = tempered.n_beta_of(share, eigenvalues, gamma)
+        rise = (eigenvalues / (gamma + n_beta * eigenvalues)).sum()
+        assert rise == pytest.approx(share * (eigenvalues / gamma).sum(), rel=1e-6)
+
+
+def test_the_kernel_of_some_of_the_inputs(kernel):
+    chosen = [5, 1, 8]
+    names = kernel.coordinates["name"]
+    part = kernel.among(names[chosen])
+    np.testing.assert_array_equal(part.r, kernel.r[np.ix_(chosen, chosen)])
+    np.testing.assert_array_equal(part.left_out[2], kernel.left_out[2][np.ix_(chosen, chosen)])
+    np.testing.assert_array_equal(part.losses, kernel.losses[:, chosen])
+    np.testing.assert_array_equal(part.coordinates["label"], kernel.coordinates["label"][chosen])
+    with pytest.raises(TraceError, match="no such image is no input of the kernel"):
+        kernel.among(np.array([names[0], "no such image"]))

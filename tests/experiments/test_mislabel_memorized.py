@@ -5,20 +5,15 @@ import pandas as pd
 import pytest
 
 from losskernel.errors import ConfigError, DataError
-from losskernel.experiments.mislabel import memorized
+from losskernel.experiments.development.sample import generate
+from losskernel.experiments.mislabel import memorized, setup
 from losskernel.experiments.mislabel.labels import detection
 from losskernel.experiments.mislabel.setup import stored_features
+from losskernel.gradients.per_sample import gradient_norms
+from networks import DIGITS
 
-SETTINGS = {
-    "inputs": 120,
-    "hidden_widths": [16],
-    "training": {"steps": 120, "batch_size": 60, "learning_rate": 0.03, "evaluate_every": 20},
-    "shares": [0.05, 0.2],
-    "draws": [1, 2],
+SETTINGS = DIGITS | {
     "folds": 2,
-    "neighbors": 5,
-    "pilot": {"n_beta": 10, "rise": 0.1},
-    "sampling": {"chains": 2, "draws": 10, "batch_size": 60},
     "copies": {
         "numbers": [1, 3],
         "inputs_per_number": 5,
@@ -44,6 +39,22 @@ def test_every_method_is_measured_on_every_network(detected):
     assert summary["draws"].tolist() == [2] * 12
     means = rows.groupby(["share", "method"], sort=False)["auc"].mean()
     np.testing.assert_allclose(summary["auc"], means)
+
+
+def test_memorized_labels_along_the_rise(tmp_path):
+    chosen = {"share": 0.2, "rises": [1e-3, 0.5], "weight_draws": 300}
+    memorized.along_rise(SETTINGS | {"along_rise": chosen}, tmp_path / "rise.csv")
+    near, far = pd.read_csv(tmp_path / "rise.csv").itertuples()
+    assert (near.target, far.target) == (1e-3, 0.5) and near.gamma > 30 * far.gamma
+    assert 0.3 < far.rise < 0.8 and 3e-4 < near.rise < 3e-3
+    # Near the trained weights the self-covariance is the squared norm of the gradient.
+    limit = []
+    for draw in SETTINGS["draws"]:
+        problem = setup.digits(120, draw)
+        given, flipped = memorized._flipped(problem, 0.2, draw)
+        model = setup.fit(SETTINGS, problem, problem.inputs, given, draw).model
+        limit.append(detection(gradient_norms(model, (problem.inputs, given)), flipped).auc)
+    assert near.auc_self_covariance == pytest.approx(np.mean(limit), abs=0.03)
 
 
 def test_the_scores_of_the_figure_are_those_of_the_table(detected):
@@ -78,7 +89,7 @@ def features(tmp_path_factory):
     """Features of random textures, of an archive made for this."""
     folder = tmp_path_factory.mktemp("tiny")
     sizes = {"train_per_class": 10, "test_per_class": 2}
-    memorized.generate({"classes": 4, "seed": 0} | sizes, folder / "tiny.zip")
+    generate({"classes": 4, "per_class": 10, "seed": 0}, folder / "tiny.zip")
     model = {"model": "timm:test_resnet", "weights": "random", "image_size": 64, "seed": 0}
     source = {"archive": str(folder / "tiny.zip")}
     memorized.features(model | source | sizes, folder / "features.npz")

@@ -6,24 +6,12 @@ import pytest
 import torch
 
 from losskernel import LossTrace, Probe, sample_losses, self_covariance
-from losskernel.data.images import WnidImages, load_images
 from losskernel.errors import ConfigError
-from losskernel.experiments.imagenet.sample import generate
+from losskernel.experiments.imagenet.sample import generate, load
 from losskernel.experiments.mislabel import probe_time
 from losskernel.experiments.mislabel.labels import detection
-from losskernel.models.loader import load_classifier
-from losskernel.seeds import numpy_generator
+from networks import CLASSIFIER, DIGITS
 
-SETTINGS = {
-    "inputs": 120,
-    "hidden_widths": [16],
-    "training": {"steps": 120, "batch_size": 60, "learning_rate": 0.03, "evaluate_every": 20},
-    "shares": [0.05, 0.2],
-    "draws": [1, 2],
-    "neighbors": 5,
-    "pilot": {"n_beta": 10, "rise": 0.1},
-    "sampling": {"chains": 2, "draws": 10, "batch_size": 60},
-}
 ANALYSIS = {
     "shares": [0.1, 0.2],
     "draws": [1, 2, 3],
@@ -35,13 +23,12 @@ ANALYSIS = {
 
 
 def test_wrong_labels_at_probe_time_only(tmp_path):
-    probe_time.on_digits(SETTINGS, tmp_path / "rows.csv", tmp_path / "s.csv", tmp_path / "s.npz")
+    probe_time.on_digits(DIGITS, tmp_path / "rows.csv", tmp_path / "s.csv")
     rows = pd.read_csv(tmp_path / "rows.csv").set_index(["share", "draw"])
-    with np.load(tmp_path / "s.npz") as stored:
-        k, flipped = stored["self_covariance"][1, 0], stored["flipped"][1, 0]
     row = rows.loc[(0.2, 1)]
-    assert flipped.sum() == 24 == row["flipped"]
-    assert row["ratio"] == pytest.approx(k[flipped].mean() / k[~flipped].mean())
+    assert row["flipped"] == 24
+    means = row["self_covariance_mislabeled"], row["self_covariance_clean"]
+    assert row["ratio"] == pytest.approx(means[0] / means[1])
     # The network never saw these labels: they are far from what it learned.
     assert row["auc_loss"] > 0.9 and row["auc"] > 0.8 and row["ratio"] > 1
 
@@ -51,20 +38,8 @@ def sampled(tmp_path_factory):
     """Settings, and a trace of 20 random textures under 4 labels each."""
     folder = tmp_path_factory.mktemp("sampled")
     generate({"classes": 10, "per_class": 2, "side": 32, "seed": 0}, folder / "images")
-    settings = {
-        "model": "timm:test_resnet",
-        "weights": "random",
-        "image_folder": str(folder / "images"),
-        "image_size": 32,
-        "per_class": None,
-        "max_inputs": None,
-        "skip_unreadable": False,
-        "seed": 0,
-        "wrong_labels": 3,
-        "draws": 8,
-        "eval_batch_size": 7,
-        "device": "cpu",
-    }
+    settings = CLASSIFIER | {"image_folder": str(folder / "images"), "image_size": 32}
+    settings |= {"wrong_labels": 3, "draws": 8, "eval_batch_size": 7}
     probe_time.sample(settings, 1e4, folder / "journal", folder / "trace.nc")
     probe_time.baselines(settings, folder / "baselines.npz")
     return settings, folder / "trace.nc"
@@ -72,10 +47,7 @@ def sampled(tmp_path_factory):
 
 def test_the_given_labels_have_the_losses_of_a_run_without_the_wrong_ones(sampled):
     settings, trace = sampled
-    classifier = load_classifier(*(settings[k] for k in ("model", "weights", "image_size", "seed")))
-    images = WnidImages(settings["image_folder"], classifier.preprocess)
-    images.draw(None, numpy_generator(0, "order"))
-    data = load_images(images, False)
+    classifier, images, data = load(settings)
     plain = sample_losses(classifier.model, data, Probe(gamma=1e4), seed=1, draws=8, chains=1)
     found = LossTrace.load(trace)
     losses = found.losses.reshape(1, 8, 20, 4)
@@ -91,10 +63,7 @@ def test_the_given_labels_have_the_losses_of_a_run_without_the_wrong_ones(sample
 
 def test_margin_and_gradient_norm_are_those_of_every_label(sampled):
     settings, trace = sampled
-    classifier = load_classifier(*(settings[k] for k in ("model", "weights", "image_size", "seed")))
-    images = WnidImages(settings["image_folder"], classifier.preprocess)
-    images.draw(None, numpy_generator(0, "order"))
-    inputs, _ = load_images(images, False)
+    classifier, _, (inputs, _) = load(settings)
     with np.load(trace.parent / "baselines.npz") as stored:
         labels, margin, norm = (stored[name] for name in ("label", "margin", "gradient_norm"))
     np.testing.assert_array_equal(labels.ravel(), LossTrace.load(trace).coordinate("label"))

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from losskernel.errors import TraceError
 from losskernel.kernel.learning_coefficient import local_learning_coefficient
 from losskernel.sampling.probe import Probe
 from losskernel.sampling.sample import sample_losses
+from networks import Line
 
 
 def test_the_formula_and_its_error_over_chains():
@@ -24,19 +24,11 @@ def test_half_the_number_of_weights_where_the_loss_is_quadratic():
     rows = rng.standard_normal((n, weights))
     hessian = np.linalg.eigvalsh(rows.T @ rows / n)
 
-    class Linear(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = nn.Parameter(torch.zeros(weights))
-
-        def forward(self, x):
-            return x @ self.w
-
     data = (torch.tensor(rows, dtype=torch.float32), torch.zeros(n))
     precision = n_beta * hessian + gamma
     step = 0.1 / precision.max()
     trace = sample_losses(
-        Linear(),
+        Line(weights),
         data,
         Probe(n_beta, gamma, step),
         loss=lambda output, target: 0.5 * (output - target) ** 2,

@@ -5,10 +5,7 @@ import torch
 from losskernel.errors import DataError
 from losskernel.kernel.maps import umap_embedding, umap_graph
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
-
-
-def euclidean(points: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(points[:, None] - points[None], axis=-1)
+from series import euclidean
 
 
 def classes_within_superclasses() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

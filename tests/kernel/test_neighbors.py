@@ -7,18 +7,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from losskernel.errors import DataError, TraceError
-from losskernel.kernel.covariance import correlation, self_covariance, standardized
+from losskernel.kernel.covariance import (
+    correlation,
+    correlation_blocks,
+    self_covariance,
+    standardized,
+)
 from losskernel.kernel.neighbors import (
+    extremes,
     kernel_distances,
     nearest_neighbors,
     neighbors_by_distance,
-    opposed_inputs,
     vote,
 )
-
-
-def euclidean(points: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(points[:, None] - points[None], axis=-1)
+from series import euclidean
 
 
 def brute_force(losses, labels):
@@ -117,17 +119,18 @@ def test_impossible_numbers_of_neighbors(k):
         nearest_neighbors(np.random.default_rng(0).standard_normal((3, 8, 10)), k)
 
 
-def test_opposed_inputs_are_the_most_negative_of_another_label():
-    losses = np.random.default_rng(2).standard_normal((2, 20, 9))
-    labels = np.array(list("aabbbccca"))
-    indices, values = opposed_inputs(losses, labels, 3)
-    r = correlation(losses)
-    for i in range(9):
-        others = sorted(np.flatnonzero(labels != labels[i]), key=lambda j: r[i, j])[:3]
-        assert indices[i].tolist() == others
-        np.testing.assert_array_equal(values[i], r[i, others])
-    with pytest.raises(TraceError, match="k = 7 must be from 1 to 6"):
-        opposed_inputs(losses, labels, 7)
+def test_extremes_are_those_of_the_sorted_rows():
+    losses = np.random.default_rng(1).standard_normal((2, 20, 30))
+    labels, r = np.array(list("abca"))[np.arange(30) % 4], correlation(losses)
+    found = extremes(correlation_blocks(losses, block=7), 3, labels)
+    ends = found[:2], found[2:]
+    for i in range(30):
+        others = sorted(np.flatnonzero(labels != labels[i]), key=lambda j: r[i, j])
+        for (indices, values), ranked in zip(ends, (others[::-1], others), strict=True):
+            assert indices[i].tolist() == ranked[:3]
+            np.testing.assert_allclose(values[i], r[i, ranked[:3]], rtol=1e-12)
+    with pytest.raises(DataError, match="k = 16 must be from 1 to 15, the fewest"):
+        extremes(correlation_blocks(losses), 16, labels)
 
 
 def test_votes_are_weighed_and_negative_ones_do_not_count():

@@ -14,6 +14,7 @@ from losskernel.models import loader
 from losskernel.models.inception_v1 import InceptionV1
 from losskernel.models.loader import (
     caffe_preprocessing,
+    from_timm,
     load_classifier,
     load_weights,
     read_weights,
@@ -51,6 +52,18 @@ def test_weights_load_from_both_formats(tmp_path, caffe_state, suffix):
     model = load_classifier("inception_v1", path).model
     assert not model.training
     assert torch.equal(model.state_dict()["inception_3a.3x3.weight"], caffe_state[KEY])
+
+
+def test_an_efficientnet_lite_under_the_names_of_another_library(tmp_path):
+    """The published file of Lite0 begins with ``_conv_stem.weight``; its order is that of timm."""
+    model = timm.create_model("tf_efficientnet_lite0")
+    state = {f"_{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save(state, tmp_path / "lite0.pth")
+    loaded = load_classifier("timm:tf_efficientnet_lite0", tmp_path / "lite0.pth", 64).model
+    assert all(torch.equal(t, state[f"_{name}"]) for name, t in loaded.state_dict().items())
+    torch.save(dict(sorted(state.items())), tmp_path / "sorted.pth")
+    with pytest.raises(WeightsError, match="no tensor 'conv_stem.weight'"):
+        load_classifier("timm:tf_efficientnet_lite0", tmp_path / "sorted.pth", 64)
 
 
 @pytest.mark.parametrize(
@@ -142,26 +155,26 @@ def test_unknown_models(name, message):
         load_classifier(name, "random")
 
 
+def test_an_option_that_a_model_of_timm_lacks():
+    with pytest.raises(ConfigError, match="timm has no model 'resnet18' as asked for .*'breadth'"):
+        from_timm("resnet18", breadth=3)
+
+
 def test_published_weights_of_inception_v1_need_a_file():
     with pytest.raises(WeightsError, match="give the path"):
         load_classifier("inception_v1", "pretrained")
 
 
-def test_torchvisions_googlenet():
-    classifier = load_classifier("torchvision:googlenet", "random")
-    expected = torchvision.models.GoogLeNet_Weights.DEFAULT.transforms()(IMAGE)
-    assert torch.equal(classifier.preprocess(IMAGE), expected)
-    assert not classifier.model.training
-    assert not any(name.startswith("aux") for name, _ in classifier.model.named_parameters())
-    with torch.inference_mode():
-        assert classifier.model(expected[None]).shape == (1, 1000)
-
-
-def test_timms_efficientnet_lite():
-    classifier = load_classifier("timm:tf_efficientnet_lite0", "random")
-    model = timm.create_model("tf_efficientnet_lite0")
-    config = timm.data.resolve_data_config({}, model=model)
-    expected = timm.data.create_transform(**config, is_training=False)(IMAGE)
+@pytest.mark.parametrize("name", ["torchvision:googlenet", "timm:tf_efficientnet_lite0"])
+def test_a_librarys_model_comes_with_its_preprocessing(name):
+    classifier = load_classifier(name, "random")
+    if name == "torchvision:googlenet":
+        transform = torchvision.models.GoogLeNet_Weights.DEFAULT.transforms()
+        assert not any(name.startswith("aux") for name, _ in classifier.model.named_parameters())
+    else:
+        config = timm.data.resolve_data_config({}, model=timm.create_model("tf_efficientnet_lite0"))
+        transform = timm.data.create_transform(**config, is_training=False)
+    expected = transform(IMAGE)
     assert torch.equal(classifier.preprocess(IMAGE), expected)
     assert not classifier.model.training
     with torch.inference_mode():

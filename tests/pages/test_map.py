@@ -9,22 +9,18 @@ import pytest
 import yaml
 from PIL import Image
 
+from commandline import run
 from losskernel import LossTrace, correlation
-from losskernel.cli import main
 from losskernel.errors import DataError
-from losskernel.kernel.covariance import correlation_blocks
-from losskernel.pages.map import categorical, extremes, numerical
+from losskernel.pages.map import categorical, numerical
 from losskernel.semantics.wordnet import Hierarchy
+from series import stored_kernel
 
 EVIL = "<img src=x onerror=document.title='broken'>"
 CLASSES = ("cat", "dog", EVIL)
 EACH = 12
 K = 3
 ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +62,6 @@ def expected(r: np.ndarray, label: np.ndarray, i: int) -> tuple[list[int], list[
     others = np.flatnonzero(label != label[i])
     ordered = others[np.argsort(r[i, others])]
     return ordered[::-1][:K].tolist(), ordered[:K].tolist()
-
-
-def test_extremes_are_those_of_the_sorted_rows():
-    losses = np.random.default_rng(1).standard_normal((1, 20, 30))
-    label, r = np.arange(30) % 4, correlation(losses)
-    found = extremes(correlation_blocks(losses, block=7), K, label)
-    for i in range(30):
-        nearest, opposed = expected(r, label, i)
-        assert found[0][i].tolist() == nearest and found[2][i].tolist() == opposed
-        assert found[1][i] == pytest.approx(r[i, nearest])
-        assert found[3][i] == pytest.approx(r[i, opposed])
-
-
-def test_too_few_inputs_of_another_label_are_told():
-    with pytest.raises(DataError, match="neighbors = 3: must be from 1 to 2, the fewest"):
-        extremes([], 3, ["a", "a", "b", "b"])
 
 
 def test_colorings_have_equal_steps_and_the_frequent_first():
@@ -168,12 +148,12 @@ def test_labels_are_one_an_input(tmp_path, capsys, rows, message):
 
 
 def test_a_stored_kernel_is_read(made):
-    from losskernel.kernel.stored import StoredKernel
     from losskernel.pages.sources import read_kernel
 
     trace = LossTrace.load(made[0] / "trace.nc")
-    trace.dataset.attrs["probe"] = json.dumps({"n_beta": 0, "gamma": 100})
-    stored = StoredKernel.of_trace(trace, 2)
+    losses = trace.losses.reshape(-1, trace.losses.shape[2])
+    names = {"name": trace.coordinate("name")}
+    stored = stored_kernel(losses, trace.initial_loss, names, {"gamma": 100})
     stored.save(made[0] / "stored.npz")
     found = read_kernel(f"γ 100={made[0] / 'stored.npz'}")
     assert found.name == "γ 100"
@@ -189,7 +169,7 @@ def test_an_image_outside_of_the_folder_is_refused(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match="lies outside of"):
-        thumbnails(tmp_path / "images", ["../secret.png"], 8, progress=False)
+        thumbnails(tmp_path / "images", ["../secret.png"], 8)
 
 
 def pixel(browser, i: int) -> tuple[float, float]:
@@ -359,9 +339,8 @@ def test_hierarchy_gives_places_and_colors(tmp_path, browser):
 def test_the_tracked_imagenet_kernels_make_a_page_below_one_megabyte(tmp_path, browser):
     pytest.importorskip("bokeh", reason="needs the extra 'maps'")
     tracked, page = ROOT / "results/reference/imagenet", tmp_path / "map.html"
-    kernels = sorted((tracked / "kernels").glob("*.npz"))
     headline = yaml.safe_load((ROOT / "config/config.yaml").read_text())["imagenet"]["kernel"]
-    assert len(kernels) == len(headline["probes"])
+    kernels = [tracked / f"kernels/{probe['gamma']:g}.npz" for probe in headline["probes"]]
     settings = {"map_neighbors": 15, "seed": 0, "headline": headline["headline"]}
     files = {"features": "features.npz", "limit": "limit.npz", "hierarchy": "hierarchy.json"}
     call = ["workflow", "imagenet.analyze", "browse", "--settings", json.dumps(settings)]

@@ -9,15 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from commandline import run
 from losskernel import LossTrace
-from losskernel.cli import main
 from losskernel.commands.mislabel import rank
 
 EVIL = "<img src=x onerror=document.title='broken'>"
-
-
-def run(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +89,13 @@ def test_ticks_survive_a_reload_and_are_exported_and_applied(page, made, caplog)
     field.clear()
     field.send_keys('bird, "small"')
     assert page.text("#status") == "3 of 4 ticked, 2 as wrong"
-    page.driver.refresh()
-    page.wait("document.querySelector('#status').textContent === '3 of 4 ticked, 2 as wrong'")
+    # What a page stores reaches the browser's other processes some time later: it is asked again.
+    for _ in range(20):
+        time.sleep(1)
+        page.driver.refresh()
+        if page.text("#status") == "3 of 4 ticked, 2 as wrong":
+            break
+    assert page.text("#status") == "3 of 4 ticked, 2 as wrong"
     page.run("byId('filter').value = 'wrong'; byId('filter').onchange()")
     assert [e.is_displayed() for e in page.all(".card")] == [True, False, True, False]
     page.find("#export").click()

@@ -13,7 +13,6 @@ from losskernel.gradients.covariance import gradient_covariance
 from losskernel.gradients.per_sample import gradient_norms, per_sample_gradients
 from losskernel.sampling.checks import check_losses
 from losskernel.sampling.engines import SequentialEngine
-from losskernel.sampling.gradient_noise import gradient_noise
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.parameters import select_parameters
 from losskernel.sampling.sample import cross_entropy
@@ -40,7 +39,6 @@ def every_function(folder):
     return [
         lambda *args, **options: sample(*args, **options),
         lambda *args, **options: propose_probe(*args, 20, **options),
-        lambda *args, **options: gradient_noise(*args, PROBE, 5, **options),
         lambda *args, **options: gradient_norms(*args, **options),
         lambda *args, **options: per_sample_gradients(*args, folder, progress=False, **options),
         lambda *args, **options: gradient_covariance(*args, **pairs | options),
@@ -108,10 +106,7 @@ class Summing(nn.Module):
         (Dropping(), r"layer '1' \(Dropping\): two evaluations .* differ"),
         (Remembering(), r"(layer '1' \(Remembering\)|model or loss): two evaluations"),
         (Averaging(), r"layer '1' \(Averaging\): two evaluations"),
-        (
-            nn.BatchNorm1d(8, track_running_stats=False),
-            r"layer '1' \(BatchNorm1d\): mixes|1 value",
-        ),
+        (nn.BatchNorm1d(8, track_running_stats=False), r"layer '1' \(BatchNorm1d\): mixes|1 value"),
         (Summing(None), r"layer '1' \(Summing\): mixes the inputs .*input 0"),
         (Summing(0), "loss: that of input 0 depends on the order of its batch"),
     ],
@@ -253,7 +248,7 @@ NAN[7, 2], INFINITE[13, 0] = torch.nan, torch.inf
 def test_an_input_that_is_not_finite_is_named(tmp_path, x, number, wrap):
     message = f"^data: input {number} holds NaN or an infinite number"
     model = nn.Sequential(nn.Tanh(), network())  # to which infinity is 1
-    sampled, pilot, noise, norms, *kept = every_function(tmp_path)
+    sampled, pilot, _, *kept = every_function(tmp_path)
     for function in (sampled, pilot, *kept) if wrap is TensorDataset else every_function(tmp_path):
         with pytest.raises(DataError, match=message):
             function(model, wrap(x, Y))

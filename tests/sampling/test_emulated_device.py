@@ -42,12 +42,10 @@ NAMES = [
     "losses, convolutions",
     "losses, a data set",
     "losses, one by one",
-    "losses, two devices",
     "losses, all labels",
     "losses, continued",
     "Gram matrix",
     "linear part",
-    "coupled linear part",
     "training",
     "features",
     "training with checkpoints",
@@ -63,12 +61,10 @@ def test_a_device_beside_the_cpu_computes_the_same(results, name):
 
 
 @pytest.mark.bits
-def test_continued_and_shared_chains_are_those_of_one_run(results):
-    """Shared out over devices chain by chain alone: a product of fewer chains rounds otherwise."""
+def test_continued_chains_are_those_of_one_run(results):
     for name, of_whole in (
         ("losses, continued", "losses, convolutions"),
         ("losses, a data set", "losses, convolutions"),
-        ("losses, two devices", "losses, one by one"),
     ):
         whole = results[f"emulated/{of_whole}"]
         np.testing.assert_array_equal(results[f"emulated/{name}"], whole, err_msg=name)

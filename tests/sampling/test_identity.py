@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from losskernel import Probe, sample_losses
-from losskernel.commands import limit
 from losskernel.errors import TraceError
 from losskernel.gradients.per_sample import per_sample_gradients
 from losskernel.sampling.sample import cross_entropy
-from losskernel.trace import LossTrace, behave_alike, concatenate
+from losskernel.trace import behave_alike, concatenate
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 3
@@ -96,81 +95,3 @@ def test_rounding_is_not_another_model():
     assert not behave_alike(json.dumps(told), json.dumps(far))
     assert not behave_alike(json.dumps(told), json.dumps(told | {"losses": told["losses"][1:]}))
     assert behave_alike(None, json.dumps(told))
-
-
-@pytest.mark.parametrize(
-    ("key", "changes"),
-    [
-        ("batch_size", {"batch_size": 4}),
-        ("data_sha256", {"data": (X + 1, Y)}),
-        ("data_size", {"data": (X[:9], Y[:9])}),
-    ],
-)
-def test_chains_of_other_data_or_batches_do_not_join(key, changes):
-    first, second = sample(probe_data=(X, Y)), sample(chain_ids=[2, 3], probe_data=(X, Y))
-    assert concatenate([first, second]).losses.shape[0] == 4
-    other = sample(chain_ids=[2, 3], **{"probe_data": (X, Y)} | changes)
-    with pytest.raises(TraceError, match=f"traces differ in ({key}|data_sha256)"):
-        concatenate([first, other])
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    gradients(Network(), folder / "gradients")
-    limit.gram(folder / "gradients", folder / "gram.npz")
-    options = {"journal": folder / "journal", "displacements": True, "burn_in": 3}
-    sample(**options).save(folder / "trace.nc")
-    limit.linear(folder / "gradients", [folder / "journal"], folder / "linear.npz")
-    return folder
-
-
-def kernel(files, folder, gram="gram.npz", linear=None, trace="trace.nc"):
-    chosen = None if linear is None else files / linear
-    limit.kernel(files / trace, files / gram, folder / "k.npz", chosen)
-    with np.load(folder / "k.npz") as stored:
-        return dict(stored)
-
-
-def test_the_limit_says_what_it_is_of(files, tmp_path):
-    found = kernel(files, tmp_path, linear="linear.npz")
-    said = json.loads(str(found["identity"]))
-    trace = LossTrace.load(files / "trace.nc")
-    assert said["seed"] == 0 and said["chains"] == [0, 1] and said["batch_size"] == 5
-    assert said["probe"] == trace.attributes["probe"]
-    assert said["inputs_sha256"] == trace.attributes["inputs_sha256"]
-
-
-def test_a_gram_matrix_of_other_weights_than_the_trace_is_refused(files, tmp_path):
-    limit.gram(files / "gradients", files / "part.npz", "last.*")
-    with pytest.raises(TraceError, match="part.npz: over other parameters than the trace"):
-        kernel(files, tmp_path, "part.npz")
-    sample(parameters="last.*").save(files / "part.nc")
-    kernel(files, tmp_path, "part.npz", trace="part.nc")
-
-
-def test_a_gram_matrix_of_another_loss_is_refused(files, tmp_path):
-    gradients(Network(), tmp_path / "gradients", loss=loss_of_a_global)
-    limit.gram(tmp_path / "gradients", files / "loss.npz")
-    with pytest.raises(TraceError, match="loss.npz: of another loss"):
-        kernel(files, tmp_path, "loss.npz")
-
-
-@pytest.mark.parametrize(
-    ("key", "changes"),
-    [
-        ("seed", {"seed": 1}),
-        ("burn_in", {"burn_in": 4}),
-        ("chains", {"chain_ids": [2, 3]}),
-        ("gamma", {}),
-    ],
-)
-def test_linear_parts_of_another_run_are_refused(files, tmp_path, key, changes):
-    probe = Probe(20, 400, 1e-4) if key == "gamma" else PROBE
-    options = {"chains": 2, "draws": 2, "batch_size": 5, "burn_in": 3, "progress": False}
-    sample_losses(
-        Network(), (X, Y), probe, journal=tmp_path / "j", displacements=True, **options | changes
-    )
-    limit.linear(files / "gradients", [tmp_path / "j"], files / "other.npz")
-    with pytest.raises(TraceError, match=f"other.npz: of displacements with {key} = "):
-        kernel(files, tmp_path, linear="other.npz")

@@ -6,30 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from losskernel.errors import ConfigError
 from losskernel.sampling.pilot import ESTIMATORS, _solve, propose_probe
 from losskernel.sampling.probe import Probe
+from networks import Affine
 
 WEIGHTS, N = 20, 30
 RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((N, WEIGHTS)) * np.geomspace(3, 0.1, WEIGHTS)
 CENTER = 1 + RNG.standard_normal(WEIGHTS)
 HESSIAN = ROWS.T @ ROWS / N  # of the mean of (a_i . (w - w*))^2 / 2
-DATA = (
-    torch.tensor(np.column_stack([ROWS, ROWS @ CENTER]), dtype=torch.float32),
-    torch.zeros(N),
-)
-
-
-class Affine(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(CENTER, dtype=torch.float32))
-
-    def forward(self, x):
-        return x[..., :-1] @ self.w - x[..., -1]
+DATA = (torch.tensor(np.column_stack([ROWS, ROWS @ CENTER]), dtype=torch.float32), torch.zeros(N))
 
 
 def loss(output, target):
@@ -38,7 +26,7 @@ def loss(output, target):
 
 def propose(n_beta=0, rise=None, **changes):
     settings = {"loss": loss, "engine": "sequential", "seed": 3, "batch_size": N}
-    return propose_probe(Affine(), DATA, n_beta, rise, **settings | changes)
+    return propose_probe(Affine(CENTER), DATA, n_beta, rise, **settings | changes)
 
 
 def test_without_gradient_the_rise_is_that_of_the_gaussian():
@@ -107,12 +95,12 @@ def test_the_step_size_keeps_every_bound_and_meets_one(n_beta):
 
 
 def test_the_seed_decides_and_the_model_stays_as_it_is():
-    model = Affine().train()
+    model = Affine(CENTER).train()
     settings = {"loss": loss, "engine": "sequential", "batch_size": 10}
     first = propose_probe(model, DATA, 5, seed=1, **settings)
     assert first == propose_probe(model, DATA, 5, seed=1, **settings)
     assert first.probe != propose_probe(model, DATA, 5, seed=2, **settings).probe
-    assert model.training and torch.equal(model.w, Affine().w)
+    assert model.training and torch.equal(model.w, Affine(CENTER).w)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from losskernel.errors import ConfigError, DataError, TraceError
 from losskernel.sampling.sample import DivergenceError, cross_entropy
 from losskernel.trace import concatenate
 from networks import convnet
+from series import assert_same
 
 torch.manual_seed(0)
 X, Y = torch.randn(12, 1, 6, 6), torch.arange(12) % 4
@@ -34,11 +35,6 @@ def sample(model=None, data=(X, Y), probe=PROBE, **changes):
         "progress": False,
     }
     return sample_losses(model or network(), data, probe, **settings | changes)
-
-
-def assert_same(a, b):
-    for name in ("loss", "initial_loss", "batch_loss"):
-        np.testing.assert_array_equal(a.dataset[name].values, b.dataset[name].values, strict=True)
 
 
 @ENGINES
@@ -129,6 +125,7 @@ def test_interrupted_equals_uninterrupted(tmp_path, engine):
         ("probe", {"probe": Probe(20, 51, 1e-3)}),
         ("inputs_sha256", {"data": (X + 1, Y)}),
         ("data_sha256", {"data": (X + 1, Y), "probe_data": (X, Y)}),
+        ("data_sha256", {"data": TensorDataset(X, (Y + 1) % 4), "probe_data": (X, Y)}),
         ("data_size", {"data": (X[:-1], Y[:-1])}),
         ("weights_sha256", {"model": network()[:]}),
     ],
@@ -152,21 +149,6 @@ def test_a_journal_from_before_chains_were_bounded_by_default_goes_on(tmp_path):
     path.write_text(json.dumps(settings | {"loss_bound": float("inf")}))
     assert sample(draws=2, journal=tmp_path).attributes["loss_bound"] == np.inf
     assert sample(loss=lambda output, target: output[..., 0]).attributes["loss_bound"] == np.inf
-
-
-def test_a_journal_of_another_loss_is_refused(tmp_path):
-    def squares(output, target):
-        return output.square().sum(-1)
-
-    sample(draws=1, journal=tmp_path / "default")
-    sample(draws=1, journal=tmp_path / "squares", loss=squares)
-    for folder, loss in (("default", squares), ("squares", cross_entropy)):
-        with pytest.raises(TraceError, match="holds a run with loss = "):
-            sample(draws=2, journal=tmp_path / folder, loss=loss)
-    found = sample(draws=2, journal=tmp_path / "squares", loss=squares)
-    assert "squares" in found.attributes["loss"]
-    # The default is not named in a journal, so that older ones go on.
-    assert "loss" not in json.loads((tmp_path / "default/settings.json").read_text())
 
 
 def test_the_time_of_a_resumed_run_is_that_of_all_its_calls(tmp_path):
@@ -317,11 +299,6 @@ def test_only_the_chosen_parameters_move():
     assert np.ptp(losses, axis=1).min() > 0
 
 
-@pytest.mark.bits
-def test_a_data_set_samples_like_the_tensors():
-    assert_same(sample(data=TensorDataset(X, Y)), sample())
-
-
 def test_probe_inputs_apart_from_the_data():
     coords = {"label": Y[:4].numpy()}
     found = sample(probe_data=(X[:4], Y[:4]), input_coords=coords)
@@ -385,20 +362,19 @@ def scaled_by(weight):
     return lambda output, target: float(weight[0]) * cross_entropy(output, target)
 
 
-def test_a_journal_sees_the_data_of_the_gradients(tmp_path):
-    shown = {"probe_data": (X[:4], Y[:4]), "draws": 2}
-    for name, make in (("tensors", lambda *pair: pair), ("data set", TensorDataset)):
-        sample(data=make(X, Y), journal=tmp_path / name, **shown)
-        with pytest.raises(TraceError, match="holds a run with data_sha256"):
-            sample(data=make(X, (Y + 1) % 4), journal=tmp_path / name, **shown)
-        with pytest.raises(TraceError, match="holds a run with data_sha256"):
-            sample(data=make(X + 1, Y), journal=tmp_path / name, **shown)
+def test_a_journal_sees_the_loss_its_arrays_and_buffers_that_are_not_saved(tmp_path):
+    def squares(output, target):
+        return output.square().sum(-1)
 
-
-def test_a_journal_sees_arrays_in_the_loss_and_buffers_that_are_not_saved(tmp_path):
-    sample(loss=scaled_by(np.ones(1)), journal=tmp_path / "loss", draws=1)
-    with pytest.raises(TraceError, match="holds a run with loss"):
-        sample(loss=scaled_by(np.full(1, 9.0)), journal=tmp_path / "loss", draws=1)
+    losses = cross_entropy, squares, scaled_by(np.ones(1)), scaled_by(np.full(1, 9.0))
+    for number, loss in enumerate(losses):
+        sample(draws=1, journal=tmp_path / str(number), loss=loss)
+        with pytest.raises(TraceError, match="holds a run with loss = "):
+            sample(draws=2, journal=tmp_path / str(number), loss=losses[number - 1])
+        found = sample(draws=2, journal=tmp_path / str(number), loss=loss)
+        assert number != 1 or "squares" in found.attributes["loss"]
+    # The default is not named in a journal, so that older ones go on.
+    assert "loss" not in json.loads((tmp_path / "0/settings.json").read_text())
     model = network()
     model.register_buffer("hidden", torch.zeros(2), persistent=False)
     sample(model, journal=tmp_path / "buffer", draws=1)

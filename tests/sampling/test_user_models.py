@@ -13,7 +13,6 @@ from losskernel import Probe, propose_probe, sample_losses
 from losskernel.errors import ConfigError
 from losskernel.gradients.per_sample import gradient_norms, per_sample_gradients
 from losskernel.sampling.engines import BatchedEngine, SequentialEngine
-from losskernel.sampling.gradient_noise import gradient_noise
 from losskernel.sampling.inputs import Inputs
 from losskernel.sampling.parameters import select_parameters
 from losskernel.sampling.sample import cross_entropy
@@ -102,14 +101,13 @@ def results(model, data, folder, engine, options):
     """What is computed from a model and its data, by every function that takes them."""
     few = {"chains": 2, "directions": 2, "batch_size": 5}
     pilot = propose_probe(model, data, 20, engine=engine, **few, **options)
-    noise = gradient_noise(model, data, PROBE, 5, engine=engine, pairs=2, **options)
     trace = sample(model, data, engine=engine, journal=folder / "journal", **options)
     again = sample(model, data, engine=engine, journal=folder / "journal", draws=4, **options)
     kept = per_sample_gradients(
         model, data, folder / "gradients", engine=engine, progress=False, **options
     )
     norms = gradient_norms(model, data, engine=engine, **options)
-    numbers = [pilot.probe.gamma, pilot.probe.step_size, pilot.rise, noise.in_span]
+    numbers = [pilot.probe.gamma, pilot.probe.step_size, pilot.rise, pilot.gradient_noise]
     return [trace.losses, trace.initial_loss, again.losses, kept.rows, norms, np.array(numbers)]
 
 

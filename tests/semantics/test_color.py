@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from losskernel.errors import DataError
-from losskernel.semantics.color import color_differences, mean_color, similar_colors
+from losskernel.semantics.color import closest_pairs, color_differences, mean_color
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_similar_share_is_the_quantile_without_pairs_of_equal_label():
     rng = np.random.default_rng(0)
     colors, labels = rng.normal(size=(60, 3)), np.arange(60) // 2
     colors[1::2] = colors[::2]  # images of a label have one color
-    similar = similar_colors(colors, 0.1, labels)
+    similar = closest_pairs(color_differences(colors), 0.1, labels)
     pairs = labels[:, None] != labels
     assert not similar[~pairs].any() and (similar == similar.T).all()
     # The 30 labels make 435 pairs of 8 equal distances each, so shares come in steps of 1 / 435.
@@ -65,4 +65,4 @@ def test_the_similar_share_is_the_quantile_without_pairs_of_equal_label():
 )
 def test_what_makes_no_pairs_is_refused(colors, quantile, labels, words):
     with pytest.raises(DataError, match=words):
-        similar_colors(colors, quantile, labels)
+        closest_pairs(color_differences(colors), quantile, labels)

@@ -5,7 +5,7 @@ import pytest
 
 from losskernel.errors import DataError
 from losskernel.semantics.lift import lift
-from losskernel.semantics.relation import Relation, pairs
+from losskernel.semantics.relation import Relation
 
 TWO_BY_TWO = np.array([0, 0, 1, 1])
 
@@ -13,7 +13,7 @@ TWO_BY_TWO = np.array([0, 0, 1, 1])
 def by_group(groups, labels=None):
     groups = np.asarray(groups)
     labels = np.arange(len(groups)) if labels is None else labels
-    return Relation(groups[:, None] == groups, pairs(labels))
+    return Relation(groups[:, None] == groups, np.not_equal.outer(labels, labels))
 
 
 def test_lift_is_the_share_among_neighbors_over_that_among_pairs():
@@ -32,7 +32,7 @@ def test_lift_of_a_hypernym_is_the_taxonomic_lift():
     labels = np.repeat(np.arange(12), 2)
     others = [np.flatnonzero(labels != label) for label in labels]
     neighbors = np.array([rng.choice(eligible, 4, replace=False) for eligible in others])
-    relation = Relation(depth[np.ix_(labels, labels)] >= 3, pairs(labels))
+    relation = Relation(depth[np.ix_(labels, labels)] >= 3, np.not_equal.outer(labels, labels))
     assert relation.lift(neighbors) == pytest.approx(lift(neighbors, depth, [3], labels)[0])
 
 

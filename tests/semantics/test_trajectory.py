@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.semantics.lift import lift
-from losskernel.semantics.trajectory import Ranking, crossing_step
+from losskernel.semantics.trajectory import Ranking, crossing_step, growth
 
 RNG = np.random.default_rng(0)
 # Classes 0..7 in a binary tree: depth 3 is shared by pairs, 2 by fours, 1 by all.
@@ -108,10 +108,26 @@ def test_crossing_step(values, baseline, expected):
     assert crossing_step(STEPS, values, baseline) == pytest.approx(expected)
 
 
-def test_another_share():
-    assert crossing_step(STEPS, [0, 0, 1, 1], 0, 0.25) == pytest.approx(10**1.25 - 1)
-
-
 @pytest.mark.parametrize("values", [[0, 1, 2, 0], [1, 1, 1, 1 - 1e-9], [0, np.nan, 1, 2]])
 def test_what_does_not_end_above_the_baseline_crosses_nothing(values):
     assert np.isnan(crossing_step(STEPS, values, 1.0))
+
+
+def test_a_share_of_the_largest_value():
+    assert crossing_step(STEPS, [0, 0, 2, 1], 0, 0.5, "maximum") == pytest.approx(10**1.5 - 1)
+    assert crossing_step(STEPS, [0, 0, 2, 1], 0, 0.5) == pytest.approx(10**1.25 - 1)
+
+
+def test_growth_of_one_kernel_keeps_the_mean_that_was_seen_and_ends_in_the_kernel():
+    r, depths = similarity(3), [2, 3]
+    last = Ranking.of(r, LABELS, 4).profile(TREE, LABELS, depths)["lift"]
+    # A curve in which depth 3 alone grows at first: growth of all depths together is not that.
+    seen = np.array([[1.0, 1.0], [1.0, 0.5 * (1 + last[1])], last, 2 * last])
+    found = growth(r, LABELS, 4, TREE, depths, {"lift": seen}, 3, np.random.default_rng(0))["lift"]
+    assert found.shape == (4, 3, 2)
+    np.testing.assert_allclose(found[3], np.tile(last, (3, 1)))  # amplitude 1, and no more
+    means = found.mean(axis=2)
+    np.testing.assert_allclose(means[2], last.mean())
+    np.testing.assert_allclose(means[1], seen[1].mean(), atol=0.05)
+    assert (found[1, :, 0] > seen[1, 0]).all() and (found[1, :, 1] < seen[1, 1]).all()
+    assert (means[0] < means[1]).all()

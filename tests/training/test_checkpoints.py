@@ -9,11 +9,7 @@ import torch
 from torch import nn
 
 from losskernel.errors import ConfigError, DataError, TraceError
-from losskernel.training.checkpoints import (
-    LATEST,
-    Checkpoint,
-    checkpoint_path,
-)
+from losskernel.training.checkpoints import LATEST, Checkpoint, checkpoint_path
 from losskernel.training.train import TrainingError, TrainingSettings, train
 
 STEPS = 40

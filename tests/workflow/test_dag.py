@@ -25,6 +25,7 @@ FIGURES = (
     "imagenet_semantics",
     "imagenet_controls",
     "estimators",
+    "architecture",
     "gamma_sweep",
     "gamma_sweep_small",
     "imagenet_matrix",
@@ -34,6 +35,7 @@ FIGURES = (
     "mislabel_tiny_imagenet",
     "development_arithmetic",
     "development",
+    "scale",
 )
 FIGURE_RULES = {f"figure_{name}" for name in FIGURES}
 FIGURE_RULES |= {"figure_development_animation"}
@@ -55,10 +57,14 @@ IDS = {
     "imagenet.reliability",
     "imagenet.signed_excess",
     "imagenet.cost_gpu_hours",
+    "architecture.efficientnet_lite0",
+    "architecture.resnet",
+    "architecture.vit",
     "gamma.effective_minimum",
     "gamma.effective_maximum",
     "gamma.hierarchy_lift",
     "gamma.colour_lift",
+    "gamma.texture_lift",
     "gamma.convergence",
     "gamma.small_hierarchy",
     "gamma.small_colour",
@@ -70,6 +76,9 @@ IDS = {
     "mislabel.memorized_digits",
     "mislabel.memorized_tiny_imagenet",
     "development.coarse_to_fine",
+    "scale.inputs",
+    "scale.lift",
+    "scale.within_class",
 }
 
 
@@ -156,16 +165,26 @@ def test_a_finished_tree_has_nothing_to_do(finished):
                 "imagenet_neighbors",
                 "gamma_sweep_analyze",
                 "gamma_sweep_claims",
+                "gamma_sweep_small_limit",  # its looks are those of gamma_sweep.analyze
                 "gamma_sweep_small_analyze",
+                "gamma_sweep_small_mean",
                 "gamma_sweep_small_claims",
                 "figure_gamma_sweep",
                 "figure_gamma_sweep_small",
                 "imagenet_controls",
                 "imagenet_claims",
+                "imagenet_tempered_measure",
+                "architecture_agreement",
+                "architecture_analyze",
+                "architecture_claims",
+                "figure_architecture",
                 "development_measure",
                 "development_analyze",
                 "development_claims",
                 "figure_development",
+                "scale_measure",
+                "scale_claims",
+                "figure_scale",
                 "compare",
             }
             | IMAGENET_FIGURE_RULES,

@@ -45,4 +45,4 @@ rule mine:
     assert status == 0, said
     assert "rule losskernel_arithmetic_train:" in said
     assert (tmp_path / network).exists()
-    assert (tmp_path / "out/logs/arithmetic_train/0.log").read_text().endswith(" s\n")
+    assert (tmp_path / "out/logs/losskernel_arithmetic_train/0.log").read_text().endswith(" s\n")

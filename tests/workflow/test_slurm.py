@@ -17,8 +17,10 @@ from repository import ROOT, SMOKE, Copy
 from losskernel.kernel.stored import StoredKernel
 
 SCRIPT = ROOT / "workflow/cluster/slurm.sh"
-SAMPLING = {"imagenet_kernel", "gamma_sweep_small_sample"}
+SAMPLING = {"imagenet_kernel", "imagenet_tempered", "architecture_kernel"}
+SAMPLING |= {"architecture_sample", "gamma_sweep_small_sample", "scale_kernel"}
 ON_GPU = SAMPLING | {"imagenet_gradients", "mislabel_imagenet_sample"}
+ON_GPU |= {"development_train", "development_sample", "architecture_train"}
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin"
@@ -69,7 +71,7 @@ def test_the_script_says_in_one_line_what_is_wrong(arguments, message):
 @pytest.mark.slow
 def test_every_job_asks_for_memory_and_time_and_a_sampling_job_on_cuda_for_a_gpu(copy):
     devices = ("--config", "imagenet={kernel: {device: cuda}}")
-    devices += ("gamma_sweep={small: {sampling: {device: cuda}}}",)
+    devices += ("development={tiny_imagenet: {device: cuda}}", "scale={device: cuda}")
     status, said = copy.snakemake("all", "--dry-run", *SMOKE, *devices)
     assert status == 0, said
     jobs = re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", said, re.MULTILINE)

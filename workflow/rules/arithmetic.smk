@@ -3,12 +3,15 @@
 ARITHMETIC = f"{RESULTS}/arithmetic"
 arithmetic = config["arithmetic"]
 search = arithmetic["search"]
-FIGURED = arithmetic["training_seeds"][0]  # the network that the figure shows
+SETUPS = {setup["name"]: json.dumps(setup) for setup in search["setups"]}
+SEEDS = arithmetic["training_seeds"]
+FIGURED = SEEDS[0]  # the network that the figure shows
+modular = partial(settings, "arithmetic")
 
 
 wildcard_constraints:
     seed=r"\d+",
-    setup="|".join(setup["name"] for setup in search["setups"]),
+    setup="|".join(SETUPS),
 
 
 use rule step as arithmetic_train with:
@@ -16,13 +19,8 @@ use rule step as arithmetic_train with:
     output:
         weights=f"{ARITHMETIC}/networks/{{seed}}.safetensors",
         log=f"{ARITHMETIC}/networks/{{seed}}.json",
-    log:
-        log("arithmetic_train/{seed}"),
     params:
-        **call(
-            "arithmetic.sample.train",
-            settings=settings("arithmetic", "network training train_share"),
-        ),
+        **call("arithmetic.sample.train", settings=modular("network training train_share")),
 
 
 use rule step as arithmetic_sample with:
@@ -31,18 +29,14 @@ use rule step as arithmetic_sample with:
         weights=rules.arithmetic_train.output.weights,
     output:
         f"{ARITHMETIC}/traces/{{seed}}.nc",
-    log:
-        log("arithmetic_sample/{seed}"),
     benchmark:
         benchmark("arithmetic_sample/{seed}")
     params:
         **call(
             "arithmetic.sample.sample",
-            settings=settings(
-                "arithmetic",
-                "network train_share probe_inputs rise directions chains draws sampling_seed",
+            settings=modular(
+                "network train_share probe_inputs rise directions chains draws sampling_seed"
             ),
-            training_seed=lambda wildcards: wildcards.seed,
         ),
 
 
@@ -52,19 +46,15 @@ use rule step as arithmetic_baselines with:
         weights=rules.arithmetic_train.output.weights,
     output:
         f"{ARITHMETIC}/baselines/{{seed}}.npz",
-    log:
-        log("arithmetic_baselines/{seed}"),
     params:
         **call(
             "arithmetic.sample.baselines",
-            settings=settings(
-                "arithmetic",
+            settings=modular(
                 "network train_share probe_inputs rise directions untrained_draws sampling_seed",
                 gradient_groups={
                     name: arithmetic["groups"][name] for name in arithmetic["gradient_groups"]
                 },
             ),
-            training_seed=lambda wildcards: wildcards.seed,
         ),
 
 
@@ -74,34 +64,26 @@ use rule step as arithmetic_curve with:
         weights=expand(rules.arithmetic_train.output.weights, seed=FIGURED),
     output:
         f"{ARITHMETIC}/curve.csv",
-    log:
-        log("arithmetic_curve"),
     benchmark:
         benchmark("arithmetic_curve")
     params:
         **call(
             "arithmetic.sample.curve",
-            settings=settings(
-                "arithmetic",
-                "network train_share groups sampling_seed",
-                **arithmetic["curve"],
-            ),
-            training_seed=FIGURED,
+            settings=modular("network train_share groups sampling_seed", **arithmetic["curve"]),
+            seed=FIGURED,
         ),
 
 
 use rule step as arithmetic_measure with:
     """Separation of the tasks, and what is confused, of every network."""
     input:
-        traces=expand(rules.arithmetic_sample.output, seed=arithmetic["training_seeds"]),
-        baselines=expand(rules.arithmetic_baselines.output, seed=arithmetic["training_seeds"]),
-        histories=expand(rules.arithmetic_train.output.log, seed=arithmetic["training_seeds"]),
+        traces=expand(rules.arithmetic_sample.output, seed=SEEDS),
+        baselines=expand(rules.arithmetic_baselines.output, seed=SEEDS),
+        histories=expand(rules.arithmetic_train.output.log, seed=SEEDS),
     output:
         f"{ARITHMETIC}/networks.csv",
-    log:
-        log("arithmetic_measure"),
     params:
-        **call("arithmetic.analyze.measure", settings=settings("arithmetic", "triples", seed=SEED)),
+        **call("arithmetic.analyze.measure", settings=modular("triples", seed=SEED)),
 
 
 use rule step as arithmetic_reparametrize with:
@@ -110,17 +92,13 @@ use rule step as arithmetic_reparametrize with:
         weights=rules.arithmetic_train.output.weights,
     output:
         f"{ARITHMETIC}/reparametrization/{{seed}}.csv",
-    log:
-        log("arithmetic_reparametrize/{seed}"),
     params:
         **call(
             "arithmetic.reparametrization.reparametrize",
-            settings=settings(
-                "arithmetic",
+            settings=modular(
                 "network train_share probe_inputs rise directions",
                 **arithmetic["reparametrization"],
             ),
-            training_seed=lambda wildcards: wildcards.seed,
         ),
 
 
@@ -128,12 +106,10 @@ use rule step as arithmetic_localize with:
     """Kernels of networks whose parameters are split between the tasks, of one seed."""
     output:
         f"{ARITHMETIC}/localization/{{seed}}.csv",
-    log:
-        log("arithmetic_localize/{seed}"),
     params:
         **call(
             "arithmetic.localization.localize",
-            settings=settings("arithmetic", "rise directions", **arithmetic["localization"]),
+            settings=modular("rise directions", **arithmetic["localization"]),
         ),
 
 
@@ -145,12 +121,10 @@ use rule step as arithmetic_question_claims with:
         ),
         reparametrization=expand(
             rules.arithmetic_reparametrize.output,
-            seed=arithmetic["training_seeds"][: arithmetic["reparametrization"]["networks"]],
+            seed=SEEDS[: arithmetic["reparametrization"]["networks"]],
         ),
     output:
         f"{ARITHMETIC}/question_claims.csv",
-    log:
-        log("arithmetic_question_claims"),
     params:
         **call("arithmetic.questions.claims"),
 
@@ -165,8 +139,6 @@ use rule step as figure_arithmetic_questions with:
         development=f"{RESULTS}/development/arithmetic.csv",
     output:
         **figure("arithmetic_questions", "1 Modular arithmetic"),
-    log:
-        log("figure_arithmetic_questions"),
     params:
         **call("arithmetic.questions.figure"),
 
@@ -177,10 +149,8 @@ use rule step as arithmetic_claims with:
         networks=rules.arithmetic_measure.output,
     output:
         f"{ARITHMETIC}/claims.csv",
-    log:
-        log("arithmetic_claims"),
     params:
-        **call("arithmetic.analyze.claims", settings=settings("arithmetic", "network rise")),
+        **call("arithmetic.analyze.claims", settings=modular("network rise")),
 
 
 use rule step as arithmetic_kernel with:
@@ -189,10 +159,8 @@ use rule step as arithmetic_kernel with:
         trace=expand(rules.arithmetic_sample.output, seed=FIGURED),
     output:
         f"{ARITHMETIC}/kernel.npz",
-    log:
-        log("arithmetic_kernel"),
     params:
-        **call("arithmetic.analyze.kernel", settings=settings("arithmetic", "neighbors", seed=SEED)),
+        **call("arithmetic.analyze.kernel", settings=modular("neighbors", seed=SEED)),
 
 
 use rule step as figure_arithmetic_separation with:
@@ -203,47 +171,35 @@ use rule step as figure_arithmetic_separation with:
         curve=rules.arithmetic_curve.output,
     output:
         **figure("arithmetic_separation", "1 Modular arithmetic"),
-    log:
-        log("figure_arithmetic_separation"),
     params:
         **call("arithmetic.figures.separation"),
 
 
 use rule step as arithmetic_search_setup with:
-    """Separation around the networks of one training recipe."""
+    """Separation by the networks of one training recipe."""
     output:
         f"{ARITHMETIC}/search/{{setup}}.csv",
-    log:
-        log("arithmetic_search/{setup}"),
     benchmark:
         benchmark("arithmetic_search/{setup}")
     params:
         **call(
             "arithmetic.search.search",
-            settings=settings(
-                "arithmetic",
+            settings=modular(
                 "network training train_share directions",
                 **{name: search[name] for name in ("probe_inputs", "draws", "rises")},
             ),
-            setup=lambda wildcards: json.dumps(
-                next(setup for setup in search["setups"] if setup["name"] == wildcards.setup)
-            ),
+            setup=lambda wildcards: SETUPS[wildcards.setup],
         ),
 
 
 use rule step as arithmetic_search with:
     """The whole search, beside the tracked table, which `arithmetic.search.run: true` replaces."""
     input:
-        rows=expand(
-            rules.arithmetic_search_setup.output,
-            setup=[setup["name"] for setup in search["setups"]],
-        ),
+        rows=expand(rules.arithmetic_search_setup.output, setup=SETUPS),
     output:
         f"{ARITHMETIC}/search.csv",
-    log:
-        log("arithmetic_search"),
     params:
-        **call("arithmetic.search.stack"),
+        **call("comparison.stack"),
 
 
 use rule step as figure_arithmetic_search with:
@@ -256,7 +212,5 @@ use rule step as figure_arithmetic_search with:
         ),
     output:
         **figure("arithmetic_search", "1 Modular arithmetic"),
-    log:
-        log("figure_arithmetic_search"),
     params:
         **call("arithmetic.figures.search"),

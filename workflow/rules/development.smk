@@ -9,7 +9,9 @@ DEVELOPMENT = f"{RESULTS}/development"
 growth = config["development"]["arithmetic"]
 tiny = config["development"]["tiny_imagenet"]
 classifier = partial(settings, "development.tiny_imagenet")
+growing = partial(settings, "development.arithmetic")
 trajectory = partial(settings, "development.tiny_imagenet.analysis", seed=SEED)
+CLAIMED = settings("development.tiny_imagenet.analysis", "headline")
 # What the arithmetic part has in common with experiment 1.
 SHARED = {key: arithmetic[key] for key in ("network", "train_share", "rise", "directions")}
 # What is measured of the networks, or its tracked copy.
@@ -20,16 +22,19 @@ DEVELOPED |= {
     f"shuffled-{seed}": tiny["shuffled"]["checkpoints"]
     for seed in tiny["shuffled"]["training_seeds"]
 }
+# Files of every checkpoint of an arithmetic network, and of every such network.
+grown = partial(expand, step=growth["checkpoints"], allow_missing=True)
+of_seeds = partial(expand, seed=growth["training_seeds"])
 MAPPED = str(tiny["training_seeds"][0])  # the network whose maps are drawn
 
 
 TINY_PROBES = ("fixed", "rise")  # the two rules for the probe
-# What is known of each network's checkpoints: states, and traces under both rules for the probe.
+# What is known of each network's checkpoints: states, and kernels under both rules for the probe.
 CHECKPOINT_FILES = {
     network: {
         "states": [f"{DEVELOPMENT}/{network}/{step}.npz" for step in steps],
-        "traces": [
-            f"{DEVELOPMENT}/{network}/{step}-{probe}.nc" for step in steps for probe in TINY_PROBES
+        "kernels": [
+            f"{DEVELOPMENT}/{network}/{step}-{probe}.npz" for step in steps for probe in TINY_PROBES
         ],
     }
     for network, steps in DEVELOPED.items()
@@ -45,12 +50,10 @@ use rule step as development_arithmetic_train with:
     """Train a network on addition and division, leaving checkpoints."""
     output:
         f"{DEVELOPMENT}/arithmetic/{{seed}}.csv",
-    log:
-        log("development_arithmetic_train/{seed}"),
     params:
         **call(
             "development.arithmetic.train",
-            settings=settings("development.arithmetic", "training checkpoints", **SHARED),
+            settings=growing("training checkpoints", **SHARED),
             folder=f"{DEVELOPMENT}/arithmetic/checkpoints/{{seed}}",
         ),
 
@@ -60,27 +63,16 @@ use rule step as development_arithmetic_sample with:
     input:
         rules.development_arithmetic_train.output,
     output:
-        traces=expand(
-            f"{DEVELOPMENT}/arithmetic/{{{{seed}}}}/{{step}}.nc", step=growth["checkpoints"]
-        ),
-        coefficient=expand(
-            f"{DEVELOPMENT}/arithmetic/{{{{seed}}}}/{{step}}-coefficient.nc",
-            step=growth["checkpoints"],
-        ),
-        limits=expand(
-            f"{DEVELOPMENT}/arithmetic/{{{{seed}}}}/{{step}}.npz", step=growth["checkpoints"]
-        ),
-    log:
-        log("development_arithmetic_sample/{seed}"),
+        traces=grown(f"{DEVELOPMENT}/arithmetic/{{seed}}/{{step}}.nc"),
+        coefficient=grown(f"{DEVELOPMENT}/arithmetic/{{seed}}/{{step}}-coefficient.nc"),
+        limits=grown(f"{DEVELOPMENT}/arithmetic/{{seed}}/{{step}}.npz"),
     benchmark:
         benchmark("development_arithmetic_sample/{seed}")
     params:
         **call(
             "development.arithmetic.sample",
-            settings=settings(
-                "development.arithmetic",
-                "checkpoints probe_inputs draws sampling_seed learning_coefficient",
-                **SHARED,
+            settings=growing(
+                "checkpoints probe_inputs draws sampling_seed learning_coefficient", **SHARED
             ),
             folder=rules.development_arithmetic_train.params.folder,
         ),
@@ -89,26 +81,15 @@ use rule step as development_arithmetic_sample with:
 use rule step as development_arithmetic_measure with:
     """Accuracy, separation, R and learning coefficient at every checkpoint; maps."""
     input:
-        history=expand(rules.development_arithmetic_train.output, seed=growth["training_seeds"]),
-        traces=expand(
-            rules.development_arithmetic_sample.output.traces, seed=growth["training_seeds"]
-        ),
-        coefficients=expand(
-            rules.development_arithmetic_sample.output.coefficient, seed=growth["training_seeds"]
-        ),
-        limits=expand(
-            rules.development_arithmetic_sample.output.limits, seed=growth["training_seeds"]
-        ),
+        history=of_seeds(rules.development_arithmetic_train.output),
+        traces=of_seeds(rules.development_arithmetic_sample.output.traces),
+        coefficients=of_seeds(rules.development_arithmetic_sample.output.coefficient),
+        limits=of_seeds(rules.development_arithmetic_sample.output.limits),
     output:
         table=f"{DEVELOPMENT}/arithmetic.csv",
         maps=f"{DEVELOPMENT}/arithmetic_maps.npz",
-    log:
-        log("development_arithmetic_measure"),
     params:
-        **call(
-            "development.arithmetic.measure",
-            settings=settings("development.arithmetic", "neighbors", seed=SEED),
-        ),
+        **call("development.arithmetic.measure", settings=growing("neighbors", seed=SEED)),
 
 
 use rule step as figure_development_arithmetic with:
@@ -117,13 +98,12 @@ use rule step as figure_development_arithmetic with:
         **outputs(rules.development_arithmetic_measure, "table maps"),
     output:
         **figure("development_arithmetic", "5 Development"),
-    log:
-        log("figure_development_arithmetic"),
     params:
         **call("development.figures.arithmetic"),
 
 
 PREPARED = "image_size crop network training"
+PROBED = "device calibration_per_class probe_per_class width sampling_seed"
 
 if tiny["archive"] in ("download", "generated"):
     TINY_ARCHIVE = f"{DEVELOPMENT}/tiny-imagenet-200.zip"
@@ -136,8 +116,6 @@ if tiny["archive"] == "download":
         """The official archive of Tiny ImageNet, 248 MB, its checksum verified."""
         output:
             protected(TINY_ARCHIVE),
-        log:
-            log("development_download"),
         params:
             **call("development.sample.download", settings=classifier("url checksum")),
 
@@ -148,8 +126,6 @@ if tiny["archive"] == "generated":
         """Random textures in the layout of the archive, in place of photographs."""
         output:
             TINY_ARCHIVE,
-        log:
-            log("development_generate"),
         params:
             **call(
                 "development.sample.generate",
@@ -163,8 +139,6 @@ use rule step as development_train with:
         archive=TINY_ARCHIVE or [],
     output:
         f"{DEVELOPMENT}/networks/{{network}}.csv",
-    log:
-        log("development_train/{network}"),
     threads: tiny["threads"]
     resources:
         runtime=1440,
@@ -182,27 +156,23 @@ use rule step as development_train with:
 
 
 use rule step as development_sample with:
-    """Traces under both rules for the probe, features and gradients at one checkpoint."""
+    """Kernels under both rules for the probe, features and gradients at one checkpoint."""
     input:
         rules.development_train.output,
         archive=TINY_ARCHIVE or [],
     output:
         state=f"{DEVELOPMENT}/{{network}}/{{step}}.npz",
-        traces=[f"{DEVELOPMENT}/{{network}}/{{step}}-{probe}.nc" for probe in TINY_PROBES],
-    log:
-        log("development_sample/{network}-{step}"),
+        kernels=[f"{DEVELOPMENT}/{{network}}/{{step}}-{probe}.npz" for probe in TINY_PROBES],
     benchmark:
         benchmark("development_sample/{network}-{step}")
     threads: tiny["threads"]
     resources:
         runtime=240,
-        gpu=gpus(tiny["sampling"]),
+        gpu=gpus(tiny),
     params:
         **call(
             "development.sample.sample",
-            settings=classifier(
-                f"{PREPARED} gradient_per_class probe_per_class calibration_batches probe pilot sampling sampling_seed"
-            ),
+            settings=classifier(f"{PREPARED} {PROBED} gamma rise pairs groups"),
             folder=rules.development_train.params.folder,
             journal=f"{DEVELOPMENT}/journals/{{network}}-{{step}}",
         ),
@@ -215,26 +185,20 @@ use rule step as development_measure with:
         hierarchy=HIERARCHY,
     output:
         f"{DEVELOPMENT}/measured/{{network}}.npz",
-    log:
-        log("development_measure/{network}"),
     params:
         **call(
             "development.measure.measure",
-            settings=trajectory(
-                "neighbors class_pairs permutations jackknife_blocks class_groups"
-            ),
+            settings=trajectory("neighbors class_pairs permutations class_groups growth_draws"),
         ),
 
 
 use rule step as development_maps with:
-    """Maps of the first network along training, and how similar its checkpoints are."""
+    """Maps of the first network along training."""
     input:
         **CHECKPOINT_FILES[MAPPED],
         hierarchy=HIERARCHY,
     output:
         f"{DEVELOPMENT}/maps.npz",
-    log:
-        log("development_maps"),
     params:
         **call("development.measure.maps", settings=trajectory("headline map_neighbors map_epochs")),
 
@@ -247,8 +211,6 @@ use rule step as development_analyze with:
         metrics=f"{DEVELOPMENT}/metrics.csv",
         crossings=f"{DEVELOPMENT}/crossings.csv",
         order=f"{DEVELOPMENT}/order.csv",
-    log:
-        log("development_analyze"),
     params:
         **call("development.analyze.analyze", settings=trajectory()),
 
@@ -259,26 +221,19 @@ use rule step as development_claims with:
         **outputs(rules.development_analyze, "order crossings metrics"),
     output:
         f"{DEVELOPMENT}/claims.csv",
-    log:
-        log("development_claims"),
     params:
-        **call(
-            "development.analyze.claims",
-            settings=settings("development.tiny_imagenet.analysis", "headline"),
-        ),
+        **call("development.analyze.claims", settings=CLAIMED),
 
 
 use rule step as figure_development with:
-    """Maps in a row, lift by depth along training, order of the depths, CKA of checkpoints."""
+    """Lift by depth along training, crossings beside those of growth alone, two maps."""
     input:
-        **outputs(rules.development_analyze, "metrics crossings order"),
+        **outputs(rules.development_analyze, "metrics crossings"),
         arrays=f"{MEASURED}/maps.npz",
     output:
         **figure("development", "5 Development"),
-    log:
-        log("figure_development"),
     params:
-        **call("development.figures.trajectory"),
+        **call("development.figures.trajectory", settings=CLAIMED),
 
 
 use rule step as figure_development_animation with:
@@ -287,7 +242,5 @@ use rule step as figure_development_animation with:
         arrays=f"{MEASURED}/maps.npz",
     output:
         report(f"{FIGURES}/development_map.gif", category="5 Development"),
-    log:
-        log("figure_development_animation"),
     params:
         **call("development.figures.animation"),

@@ -1,17 +1,15 @@
-"""The kernels of imagenet.smk along the localization: hierarchy, color, distance from the limit."""
+"""The kernels of imagenet.smk along the localization: hierarchy, color, texture, rise."""
 
 SWEEP = f"{RESULTS}/gamma_sweep"
 sweep = config["gamma_sweep"]
 
 
 use rule step as gamma_sweep_colors with:
-    """Mean color of every image: a table without a pixel in it."""
+    """Mean color and texture of every image: a table without a pixel in it."""
     input:
         manifest=MANIFEST,
     output:
         f"{IMAGENET}/colors.csv",
-    log:
-        log("gamma_sweep_colors"),
     params:
         **call(
             "gamma_sweep.analyze.colors",
@@ -20,16 +18,14 @@ use rule step as gamma_sweep_colors with:
 
 
 use rule step as gamma_sweep_analyze with:
-    """Hierarchy and color in the kernel at every localization, and how they change along it."""
+    """Hierarchy, color and texture in the kernel at every localization, and how they change along it."""
     input:
-        kernels=KERNELS["kernels"],
+        kernels=expand(f"{INTERMEDIATE}/kernels/{{gamma}}.npz", gamma=SWEPT),
         colors=f"{INTERMEDIATE}/colors.csv",
         limit=KERNELS["limit"],
         hierarchy=HIERARCHY,
     output:
         f"{SWEEP}/metrics.csv",
-    log:
-        log("gamma_sweep_analyze"),
     params:
         **call("gamma_sweep.analyze.analyze", settings=settings("gamma_sweep.analysis", seed=SEED)),
 
@@ -40,8 +36,6 @@ use rule step as gamma_sweep_claims with:
         metrics=rules.gamma_sweep_analyze.output,
     output:
         f"{SWEEP}/claims.csv",
-    log:
-        log("gamma_sweep_claims"),
     params:
         **call("gamma_sweep.claims.claims", settings=json.dumps({"model": imagenet["model"]})),
 
@@ -52,7 +46,5 @@ use rule step as figure_gamma_sweep with:
         metrics=rules.gamma_sweep_analyze.output,
     output:
         **figure("gamma_sweep", "2 ImageNet"),
-    log:
-        log("figure_gamma_sweep"),
     params:
         **call("gamma_sweep.figures.sweep"),

@@ -1,107 +1,92 @@
-"""The localization sweep on the small network of the development experiment, at its last checkpoint.
+"""The localization sweep on networks of the development experiment, at their last checkpoint.
 
-As there, traces are sampled where there is an archive of images, else their tracked copies are read.
+Kernels are computed where there is an archive of images, else the tracked tables of what was measured
+of them are read.
 """
 
 small = sweep["small"]
 SMALL = f"{SWEEP}/small"
-SMALL_INTERMEDIATE = f"{REFERENCE}/gamma_sweep/small" if tiny["archive"] is None else SMALL
+SMALL_MEASURED = f"{REFERENCE}/gamma_sweep/small" if tiny["archive"] is None else SMALL
 SMALL_STEP = max(tiny["checkpoints"])
-SMALL_PROBLEM = f"{PREPARED} gradient_per_class probe_per_class calibration_batches"
-SMALL_FOLDER = expand(rules.development_train.params.folder, network=small["training_seed"])[0]
 
 
 wildcard_constraints:
     small_gamma=r"\d+",
 
 
-use rule step as gamma_sweep_small_sample with:
-    """The chains of one gamma; their journal survives a kill."""
-    input:
-        expand(rules.development_train.output, network=small["training_seed"]),
-        archive=TINY_ARCHIVE or [],
+use rule development_sample as gamma_sweep_small_sample with:
+    """The kernel of a network at one gamma; its journal survives a kill."""
     output:
-        f"{SMALL}/{{small_gamma}}.nc",
-    log:
-        log("gamma_sweep_small_sample/{small_gamma}"),
+        f"{SMALL}/{{network}}/{{small_gamma}}.npz",
     benchmark:
-        benchmark("gamma_sweep_small_sample/{small_gamma}")
-    threads: tiny["threads"]
-    resources:
-        runtime=240,
-        gpu=gpus(small["sampling"]),
+        benchmark("gamma_sweep_small_sample/{network}-{small_gamma}")
     params:
         **call(
             "gamma_sweep.small.sample",
-            settings=settings(
-                "development.tiny_imagenet",
-                SMALL_PROBLEM,
-                **{"step": SMALL_STEP, **small, "seed": SEED},
-            ),
-            folder=SMALL_FOLDER,
+            settings=classifier(f"{PREPARED} {PROBED}", **{"step": SMALL_STEP, **small}),
+            folder=rules.development_train.params.folder,
             number=lambda wildcards: wildcards.small_gamma,
-            journal=f"{SMALL}/journals/{{small_gamma}}",
+            journal=f"{SMALL}/journals/{{network}}-{{small_gamma}}",
         ),
 
 
 use rule step as gamma_sweep_small_limit with:
-    """Gram matrix of the loss gradients of the same inputs, and their mean colors."""
+    """Gram matrix of the loss gradients of the same inputs, and their mean colors and textures."""
     input:
-        expand(rules.development_train.output, network=small["training_seed"]),
+        rules.development_train.output,
         archive=TINY_ARCHIVE or [],
     output:
-        limit=f"{SMALL}/limit.npz",
-        colors=f"{SMALL}/colors.csv",
-    log:
-        log("gamma_sweep_small_limit"),
+        limit=f"{SMALL}/{{network}}/limit.npz",
+        colors=f"{SMALL}/{{network}}/colors.csv",
     threads: tiny["threads"]
     params:
         **call(
             "gamma_sweep.small.limit",
-            settings=settings("development.tiny_imagenet", SMALL_PROBLEM, step=SMALL_STEP),
-            folder=SMALL_FOLDER,
+            settings=classifier(f"{PREPARED} {PROBED}", step=SMALL_STEP),
+            folder=rules.development_train.params.folder,
         ),
 
 
 use rule gamma_sweep_analyze as gamma_sweep_small_analyze with:
-    """Hierarchy and color in the kernel of the small network at every localization."""
+    """Hierarchy, color and texture in the kernel of a small network at every localization."""
     input:
-        traces=expand(f"{SMALL_INTERMEDIATE}/{{number}}.nc", number=range(len(small["gammas"]))),
-        colors=f"{SMALL_INTERMEDIATE}/colors.csv",
-        limit=f"{SMALL_INTERMEDIATE}/limit.npz",
+        **outputs(rules.gamma_sweep_small_limit, "colors limit"),
+        kernels=expand(
+            rules.gamma_sweep_small_sample.output,
+            small_gamma=range(len(small["gammas"])),
+            allow_missing=True,
+        ),
         hierarchy=HIERARCHY,
     output:
+        f"{SMALL}/{{network}}.csv",
+
+
+use rule step as gamma_sweep_small_mean with:
+    """The mean over networks, with its error."""
+    input:
+        metrics=expand(f"{SMALL_MEASURED}/{{network}}.csv", network=small["training_seeds"]),
+    output:
         f"{SMALL}/metrics.csv",
-    log:
-        log("gamma_sweep_small_analyze"),
+    params:
+        **call("gamma_sweep.analyze.mean_of_networks"),
 
 
 use rule step as gamma_sweep_small_claims with:
     """What this sweep says of the paper's claims."""
     input:
-        metrics=rules.gamma_sweep_small_analyze.output,
+        metrics=rules.gamma_sweep_small_mean.output,
     output:
         f"{SMALL}/claims.csv",
-    log:
-        log("gamma_sweep_small_claims"),
     params:
         **call(
             "gamma_sweep.claims.small",
-            settings=settings(
-                "gamma_sweep.small",
-                "training_seed n_beta relaxation",
-                discard=sweep["analysis"]["discard"],
-                chains=small["sampling"]["chains"],
-                draws=small["sampling"]["draws"],
-            ),
+            settings=settings("gamma_sweep.small", "training_seeds pairs"),
         ),
 
 
 use rule figure_gamma_sweep as figure_gamma_sweep_small with:
-    """The same of the small network."""
+    """The same of the small networks."""
     input:
-        metrics=rules.gamma_sweep_small_analyze.output,
+        metrics=rules.gamma_sweep_small_mean.output,
     output:
         **figure("gamma_sweep_small", "2 ImageNet"),
-    log:
-        log("figure_gamma_sweep_small"),

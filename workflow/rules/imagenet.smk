@@ -11,6 +11,8 @@ IMAGES = imagenet["image_folder"]
 INTERMEDIATE = f"{REFERENCE}/imagenet" if IMAGES is None else IMAGENET
 HEADLINE = imagenet["kernel"]["headline"]
 PROBES = {f"{probe['gamma']:g}": probe for probe in imagenet["kernel"]["probes"]}
+# Kernels that the localization sweep alone reads are made by the same rule.
+SWEPT = PROBES | {f"{probe['gamma']:g}": probe for probe in config["gamma_sweep"]["probes"]}
 # MB of a job that runs the model on the images: they are decoded into memory as float32 and held three
 # times for a moment (loaded, stacked, reordered). Where the config leaves their number or size open,
 # room for 1.3 GB of them: 2,000 images of 224 px. A profile's set-resources can ask for more.
@@ -19,6 +21,7 @@ MODEL_MEMORY = 4000 + 3 * max(1300, DECODED)
 # Losses of independent draws under right and wrong labels check the kernels by gradients.
 DIRECT = config["mislabel"]["imagenet"]["include"]
 LOADING = "model weights image_size per_class max_inputs skip_unreadable"
+PAIRED = {key: imagenet["kernel"][key] for key in ("width", "device")}
 # What the kernels of the inputs, and the hierarchy of their classes, are made of.
 KERNELS = {
     "kernels": expand(f"{INTERMEDIATE}/kernels/{{gamma}}.npz", gamma=PROBES),
@@ -36,17 +39,12 @@ if IMAGES == "generated":
         """Random textures in class folders, in place of photographs."""
         output:
             directory(IMAGES),
-        log:
-            log("imagenet_generate"),
         params:
-            **call(
-                "imagenet.sample.generate",
-                settings=settings("imagenet.generate", seed=SEED),
-            ),
+            **call("imagenet.sample.generate", settings=settings("imagenet.generate", seed=SEED)),
 
 
 loading = partial(settings, "imagenet", image_folder=IMAGES, seed=SEED)
-analysis = partial(settings, "imagenet.analysis", seed=SEED)
+analysis = partial(settings, "imagenet.analysis", headline=HEADLINE)
 
 
 use rule step as imagenet_manifest with:
@@ -55,8 +53,6 @@ use rule step as imagenet_manifest with:
         images=IMAGES or [],
     output:
         f"{IMAGENET}/manifest.csv",
-    log:
-        log("imagenet_manifest"),
     params:
         **call("imagenet.sample.manifest"),
         stamp=stamp(imagenet["image_folder"]),
@@ -72,8 +68,6 @@ use rule step as imagenet_kernel with:
         manifest=MANIFEST,
     output:
         f"{IMAGENET}/kernels/{{gamma}}.npz",
-    log:
-        log("imagenet_kernel/{gamma}"),
     benchmark:
         benchmark("imagenet_kernel/{gamma}")
     threads: imagenet["threads"]
@@ -84,13 +78,47 @@ use rule step as imagenet_kernel with:
     params:
         **call(
             "imagenet.sample.kernel",
-            settings=loading(
-                LOADING, **{key: imagenet["kernel"][key] for key in ("width", "device")}
-            ),
-            pairs=lambda wildcards: PROBES[wildcards.gamma]["pairs"],
-            groups=lambda wildcards: PROBES[wildcards.gamma]["groups"],
+            settings=loading(LOADING, **PAIRED),
+            pairs=lambda wildcards: SWEPT[wildcards.gamma]["pairs"],
+            groups=lambda wildcards: SWEPT[wildcards.gamma]["groups"],
             journal=f"{IMAGENET}/journals/{{gamma}}",
         ),
+
+
+tempered = imagenet["tempered"]
+
+
+use rule imagenet_kernel as imagenet_tempered with:
+    """The kernel at the headline with the data in the probe; its journal survives a kill."""
+    output:
+        f"{IMAGENET}/tempered/{{share}}.npz",
+    benchmark:
+        benchmark("imagenet_tempered/{share}")
+    params:
+        **call(
+            "imagenet.tempered.kernel",
+            settings=loading(
+                LOADING,
+                **PAIRED,
+                **{key: tempered[key] for key in ("max_inputs", "pairs", "groups")},
+            ),
+            gamma=HEADLINE,
+            journal=f"{IMAGENET}/journals/tempered-{{share}}",
+        ),
+        # In place of what imagenet_kernel asks of its gamma, which this rule has not.
+        **{key: tempered[key] for key in ("pairs", "groups")},
+
+
+use rule step as imagenet_tempered_measure with:
+    """Rise and agreement with WordNet of these kernels, beside that without the data."""
+    input:
+        kernels=expand(f"{INTERMEDIATE}/tempered/{{share}}.npz", share=tempered["shares"]),
+        isotropic=f"{INTERMEDIATE}/kernels/{HEADLINE:g}.npz",
+        hierarchy=HIERARCHY,
+    output:
+        f"{IMAGENET}/tempered.csv",
+    params:
+        **call("imagenet.tempered.measure", settings=json.dumps({"seed": SEED})),
 
 
 if imagenet["limit"]:
@@ -101,8 +129,6 @@ if imagenet["limit"]:
             manifest=MANIFEST,
         output:
             temp(directory(f"{IMAGENET}/gradients")),
-        log:
-            log("imagenet_gradients"),
         threads: imagenet["threads"]
         resources:
             mem_mb=MODEL_MEMORY,
@@ -120,8 +146,6 @@ if imagenet["limit"]:
             gradients=rules.imagenet_gradients.output,
         output:
             f"{IMAGENET}/limit.npz",
-        log:
-            log("imagenet_limit"),
         threads: imagenet["threads"]
         resources:
             runtime=120,
@@ -135,37 +159,25 @@ use rule step as imagenet_features with:
         manifest=MANIFEST,
     output:
         f"{IMAGENET}/features.npz",
-    log:
-        log("imagenet_features"),
     threads: imagenet["threads"]
     resources:
         mem_mb=MODEL_MEMORY,
     params:
-        **call(
-            "imagenet.sample.features",
-            settings=loading(LOADING),
-        ),
+        **call("imagenet.sample.features", settings=loading(LOADING)),
 
 
 use rule imagenet_features as imagenet_evaluate with:
     """Accuracy of the model on the images before any perturbation."""
     output:
         f"{IMAGENET}/accuracy.json",
-    log:
-        log("imagenet_evaluate"),
     params:
-        **call(
-            "imagenet.sample.evaluate",
-            settings=loading(LOADING),
-        ),
+        **call("imagenet.sample.evaluate", settings=loading(LOADING)),
 
 
 use rule step as imagenet_hierarchy with:
     """The WordNet hierarchy above the classes; tracked, as it needs the corpus once only."""
     output:
         f"{IMAGENET}/hierarchy.json",
-    log:
-        log("imagenet_hierarchy"),
     params:
         **call("imagenet.sample.hierarchy"),
 
@@ -178,15 +190,11 @@ use rule step as imagenet_analyze with:
         arrays=f"{IMAGENET}/analysis.npz",
         statistics=f"{IMAGENET}/statistics.csv",
         headline=f"{IMAGENET}/headline.csv",
-    log:
-        log("imagenet_analyze"),
     params:
         **call(
             "imagenet.analyze.analyze",
-            settings=settings(
-                "imagenet.analysis",
+            settings=analysis(
                 "lift_neighbors cluster_depths claim_neighbors claim_depth map_neighbors permutations",
-                headline=HEADLINE,
                 seed=SEED,
             ),
         ),
@@ -199,17 +207,10 @@ use rule step as imagenet_embed with:
     output:
         arrays=f"{IMAGENET}/maps.npz",
         regions=f"{IMAGENET}/regions.csv",
-    log:
-        log("imagenet_embed"),
     params:
         **call(
             "imagenet.analyze.embed",
-            settings=settings(
-                "imagenet.analysis",
-                "map_neighbors regions permutations",
-                headline=HEADLINE,
-                seed=SEED,
-            ),
+            settings=analysis("map_neighbors regions permutations", seed=SEED),
         ),
 
 
@@ -225,13 +226,8 @@ use rule step as imagenet_browse with:
             labels={"figure": "imagenet map in the browser"},
             caption="../report/imagenet_browse.rst",
         ),
-    log:
-        log("imagenet_browse"),
     params:
-        **call(
-            "imagenet.analyze.browse",
-            settings=settings("imagenet.analysis", "map_neighbors", headline=HEADLINE, seed=SEED),
-        ),
+        **call("imagenet.analyze.browse", settings=analysis("map_neighbors", seed=SEED)),
 
 
 use rule step as imagenet_neighbors with:
@@ -241,50 +237,33 @@ use rule step as imagenet_neighbors with:
     output:
         table=f"{IMAGENET}/neighbors.csv",
         markdown=report(f"{IMAGENET}/neighbors.md", category="2 ImageNet"),
-    log:
-        log("imagenet_neighbors"),
     params:
-        **call(
-            "imagenet.reports.neighbors",
-            settings=settings(
-                "imagenet.analysis", "named_classes named_neighbors", headline=HEADLINE
-            ),
-        ),
+        **call("imagenet.reports.neighbors", settings=analysis("named_classes named_neighbors")),
 
 
 use rule step as imagenet_claims with:
     """What this experiment says of the paper's numbers."""
     input:
-        statistics=rules.imagenet_analyze.output.statistics,
-        headline=rules.imagenet_analyze.output.headline,
+        **outputs(rules.imagenet_analyze, "statistics headline"),
         regions=rules.imagenet_embed.output.regions,
         direct=f"{IMAGENET}/direct_draws.csv" if DIRECT else [],
+        tempered=rules.imagenet_tempered_measure.output if tempered["shares"] else [],
     output:
         f"{IMAGENET}/claims.csv",
-    log:
-        log("imagenet_claims"),
     params:
         **call(
             "imagenet.reports.claims",
-            settings=settings(
-                "imagenet.analysis",
-                "claim_neighbors claim_depth",
-                headline=HEADLINE,
-                model=imagenet["model"],
-            ),
+            settings=analysis("claim_neighbors claim_depth", model=imagenet["model"]),
         ),
 
 
 use rule step as figure_imagenet_map with:
     """Map of the headline's kernel with names of classes, and regions by kernel."""
     input:
-        arrays=rules.imagenet_embed.output.arrays,
-        regions=rules.imagenet_embed.output.regions,
+        **outputs(rules.imagenet_embed, "arrays regions"),
         headline=rules.imagenet_analyze.output.headline,
     output:
         **figure("imagenet_map", "2 ImageNet"),
-    log:
-        log("figure_imagenet_map"),
     params:
         **call("imagenet.figures.map"),
 
@@ -296,8 +275,6 @@ use rule step as figure_imagenet_kernels with:
         headline=rules.imagenet_analyze.output.headline,
     output:
         **figure("imagenet_kernels", "2 ImageNet"),
-    log:
-        log("figure_imagenet_kernels"),
     params:
         **call("imagenet.figures.kernels"),
 
@@ -305,12 +282,9 @@ use rule step as figure_imagenet_kernels with:
 use rule step as figure_imagenet_semantics with:
     """Agreement with WordNet by kernel: correlation without noise, lift, clusters."""
     input:
-        statistics=rules.imagenet_analyze.output.statistics,
-        headline=rules.imagenet_analyze.output.headline,
+        **outputs(rules.imagenet_analyze, "statistics headline"),
     output:
         **figure("imagenet_semantics", "2 ImageNet"),
-    log:
-        log("figure_imagenet_semantics"),
     params:
         **call("imagenet.figures.semantics"),
 
@@ -321,8 +295,6 @@ use rule step as figure_imagenet_matrix with:
         arrays=rules.imagenet_analyze.output.arrays,
     output:
         **figure("imagenet_matrix", "2 ImageNet"),
-    log:
-        log("figure_imagenet_matrix"),
     params:
         **call("imagenet.figures.matrix"),
 
@@ -333,7 +305,5 @@ use rule step as figure_imagenet_lift with:
         statistics=rules.imagenet_analyze.output.statistics,
     output:
         **figure("imagenet_lift", "2 ImageNet"),
-    log:
-        log("figure_imagenet_lift"),
     params:
         **call("imagenet.figures.lift"),

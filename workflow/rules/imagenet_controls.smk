@@ -45,8 +45,6 @@ if ARCHIVE:
             archive=ARCHIVE,
         output:
             directory(TINY),
-        log:
-            log("imagenet_tiny_images"),
         params:
             **call(
                 "imagenet.controls.tiny_images", per_class=imagenet["tiny_imagenet"]["per_class"]
@@ -58,33 +56,28 @@ if ARCHIVE:
             images=TINY,
         output:
             f"{CONTROLS}/tiny_manifest.csv",
-        log:
-            log("imagenet_tiny_manifest"),
         params:
             **call("imagenet.sample.manifest"),
 
 
 TINY_MANIFEST = rules.imagenet_tiny_manifest.output if ARCHIVE else MANIFEST
+control_manifest = lambda wildcards: (
+    MANIFEST if CONTROL[wildcards.control]["image_folder"] == IMAGES else TINY_MANIFEST
+)
+control_settings = lambda wildcards: CONTROL_SETTINGS[wildcards.control]
 
 
 use rule imagenet_features as imagenet_control_gradients with:
     """Loss gradient of every image of a control; resumable."""
     input:
-        manifest=lambda wildcards: (
-            MANIFEST if CONTROL[wildcards.control]["image_folder"] == IMAGES else TINY_MANIFEST
-        ),
+        manifest=control_manifest,
     output:
         temp(directory(f"{CONTROLS}/{{control}}/gradients")),
-    log:
-        log("imagenet_control_gradients/{control}"),
     resources:
         mem_mb=MODEL_MEMORY,
         runtime=240,
     params:
-        **call(
-            "imagenet.sample.gradients",
-            settings=lambda wildcards: CONTROL_SETTINGS[wildcards.control],
-        ),
+        **call("imagenet.sample.gradients", settings=control_settings),
 
 
 use rule step as imagenet_control_limit with:
@@ -93,8 +86,6 @@ use rule step as imagenet_control_limit with:
         gradients=rules.imagenet_control_gradients.output,
     output:
         f"{CONTROLS}/{{control}}/limit.npz",
-    log:
-        log("imagenet_control_limit/{control}"),
     threads: imagenet["threads"]
     resources:
         runtime=120,
@@ -105,18 +96,11 @@ use rule step as imagenet_control_limit with:
 use rule imagenet_features as imagenet_control_features with:
     """Penultimate features of a control."""
     input:
-        manifest=lambda wildcards: (
-            MANIFEST if CONTROL[wildcards.control]["image_folder"] == IMAGES else TINY_MANIFEST
-        ),
+        manifest=control_manifest,
     output:
         f"{CONTROLS}/{{control}}/features.npz",
-    log:
-        log("imagenet_control_features/{control}"),
     params:
-        **call(
-            "imagenet.sample.features",
-            settings=lambda wildcards: CONTROL_SETTINGS[wildcards.control],
-        ),
+        **call("imagenet.sample.features", settings=control_settings),
 
 
 if imagenet["controls"]:
@@ -133,13 +117,11 @@ if imagenet["controls"]:
             hierarchy=HIERARCHY,
         output:
             f"{CONTROLS}/controls.csv",
-        log:
-            log("imagenet_controls"),
         params:
             **call(
                 "imagenet.controls.measure",
                 names=ANALYZED,
-                settings=analysis("lift_neighbors permutations"),
+                settings=settings("imagenet.analysis", "lift_neighbors permutations", seed=SEED),
             ),
 
     use rule step as figure_imagenet_controls with:
@@ -148,7 +130,5 @@ if imagenet["controls"]:
             controls=rules.imagenet_controls.output,
         output:
             **figure("imagenet_controls", "2 ImageNet"),
-        log:
-            log("figure_imagenet_controls"),
         params:
             **call("imagenet.figures.controls", depth=imagenet["analysis"]["claim_depth"]),

@@ -1,7 +1,7 @@
 """Experiment 4: find wrong labels by self-covariance, against what is in use.
 
 On digits always. On photographs where `mislabel.imagenet.include` and `mislabel.tiny_imagenet.include`
-say so: from tracked intermediates, or computed where the config names images and asks for it.
+say so: from tracked intermediates, or computed where the config names images.
 """
 
 MISLABEL = f"{RESULTS}/mislabel"
@@ -23,8 +23,7 @@ TINY_IMAGENET = mislabel["tiny_imagenet"]["archive"]
 PER_CLASS = {key: mislabel["tiny_imagenet"][key] for key in ("train_per_class", "test_per_class")}
 # What is computed from photographs, or its tracked copies.
 CORRUPTED = f"{REFERENCE if IMAGES is None else RESULTS}/mislabel/imagenet"
-FEATURES = f"{RESULTS if TINY_IMAGENET else REFERENCE}/mislabel/tiny_imagenet_features.npz"
-HEADS = f"{RESULTS if mislabel['tiny_imagenet']['run'] else REFERENCE}/mislabel/tiny_imagenet"
+HEADS = f"{RESULTS if TINY_IMAGENET else REFERENCE}/mislabel/tiny_imagenet"
 
 
 use rule step as mislabel_detect with:
@@ -33,8 +32,6 @@ use rule step as mislabel_detect with:
         rows=f"{MISLABEL}/detection.csv",
         summary=f"{MISLABEL}/detection_summary.csv",
         scores=f"{MISLABEL}/detection.npz",
-    log:
-        log("mislabel_detect"),
     params:
         **call(
             "mislabel.memorized.on_digits",
@@ -50,9 +47,6 @@ use rule step as mislabel_probe_time with:
     output:
         rows=f"{MISLABEL}/probe_time.csv",
         summary=f"{MISLABEL}/probe_time_summary.csv",
-        scores=f"{MISLABEL}/probe_time.npz",
-    log:
-        log("mislabel_probe_time"),
     params:
         **call(
             "mislabel.probe_time.on_digits",
@@ -62,13 +56,22 @@ use rule step as mislabel_probe_time with:
         ),
 
 
+use rule step as mislabel_along_rise with:
+    """Labels flipped before training, by independent draws at ever larger rises of the loss."""
+    output:
+        f"{MISLABEL}/along_rise.csv",
+    params:
+        **call(
+            "mislabel.memorized.along_rise",
+            settings=settings("mislabel", "inputs hidden_widths training draws along_rise"),
+        ),
+
+
 use rule step as mislabel_copies with:
     """Self-covariance against the number of copies of an input in the training set."""
     output:
         rows=f"{MISLABEL}/copies.csv",
         summary=f"{MISLABEL}/copies_summary.csv",
-    log:
-        log("mislabel_copies"),
     params:
         **call(
             "mislabel.memorized.copies",
@@ -82,8 +85,6 @@ use rule step as mislabel_imagenet_sample with:
         manifest=MANIFEST,
     output:
         f"{MISLABEL}/imagenet/{{gamma}}.nc",
-    log:
-        log("mislabel_imagenet_sample/{gamma}"),
     benchmark:
         benchmark("mislabel_imagenet_sample/{gamma}")
     threads: imagenet["threads"]
@@ -105,8 +106,6 @@ use rule step as mislabel_imagenet_baselines with:
         manifest=MANIFEST,
     output:
         f"{MISLABEL}/imagenet/baselines.npz",
-    log:
-        log("mislabel_imagenet_baselines"),
     resources:
         mem_mb=MODEL_MEMORY,
         runtime=60,
@@ -123,8 +122,6 @@ use rule step as mislabel_imagenet with:
         rows=f"{MISLABEL}/imagenet.csv",
         summary=f"{MISLABEL}/imagenet_summary.csv",
         scores=f"{MISLABEL}/imagenet_scores.npz",
-    log:
-        log("mislabel_imagenet"),
     params:
         **call(
             "mislabel.probe_time.on_images",
@@ -138,27 +135,12 @@ use rule step as imagenet_direct_draws with:
         kernels=KERNELS["kernels"],
         traces=rules.mislabel_imagenet.input.traces,
     output:
-        agreement=f"{IMAGENET}/direct_draws.csv",
-        cost=f"{IMAGENET}/cost.csv",
-    log:
-        log("imagenet_direct_draws"),
+        f"{IMAGENET}/direct_draws.csv",
     params:
         **call(
             "imagenet.controls.direct_draws",
             settings=settings("mislabel.imagenet.analysis", "jackknife_blocks"),
         ),
-
-
-use rule step as figure_estimators with:
-    """Reliability of R against seconds, by the losses of direct draws and by gradient pairs."""
-    input:
-        cost=rules.imagenet_direct_draws.output.cost,
-    output:
-        **figure("estimators", "2 ImageNet"),
-    log:
-        log("figure_estimators"),
-    params:
-        **call("imagenet.figures.estimators"),
 
 
 if TINY_IMAGENET == "generated":
@@ -169,14 +151,10 @@ if TINY_IMAGENET == "generated":
         """Random textures in the layout of Tiny ImageNet, in place of photographs."""
         output:
             TINY_IMAGENET,
-        log:
-            log("mislabel_generate"),
         params:
             **call(
-                "mislabel.memorized.generate",
-                settings=json.dumps(
-                    {**mislabel["tiny_imagenet"]["generate"], **PER_CLASS, "seed": SEED}
-                ),
+                "development.sample.generate",
+                settings=settings("mislabel.tiny_imagenet.generate", seed=SEED),
             ),
 
 
@@ -186,8 +164,6 @@ use rule imagenet_features as mislabel_features with:
         TINY_IMAGENET or [],
     output:
         f"{MISLABEL}/tiny_imagenet_features.npz",
-    log:
-        log("mislabel_features"),
     params:
         **call(
             "mislabel.memorized.features",
@@ -204,13 +180,11 @@ use rule imagenet_features as mislabel_features with:
 use rule step as mislabel_heads with:
     """Labels of photographs flipped before a head is trained on features: every method."""
     input:
-        features=FEATURES,
+        features=rules.mislabel_features.output,
     output:
         rows=f"{MISLABEL}/tiny_imagenet.csv",
         summary=f"{MISLABEL}/tiny_imagenet_summary.csv",
         scores=f"{MISLABEL}/tiny_imagenet.npz",
-    log:
-        log("mislabel_heads"),
     params:
         **call("mislabel.memorized.on_features", settings=settings("mislabel.tiny_imagenet.heads")),
 
@@ -224,23 +198,18 @@ use rule step as mislabel_claims with:
         digits=rules.mislabel_detect.output.summary,
     output:
         f"{MISLABEL}/claims.csv",
-    log:
-        log("mislabel_claims"),
     params:
         **call("mislabel.claims.claims", headline=HEADLINE),
 
 
 use rule step as figure_mislabel_detection with:
-    """AUC, precision and cost by method; self-covariances of right and wrong labels; copies."""
+    """AUC, precision and cost by method; self-covariances; AUC along the rise; copies."""
     input:
         **outputs(rules.mislabel_detect, "summary scores"),
-        probe_time=rules.mislabel_probe_time.output.summary,
-        probe_time_scores=rules.mislabel_probe_time.output.scores,
+        along_rise=rules.mislabel_along_rise.output,
         copies=rules.mislabel_copies.output.summary,
     output:
         **figure("mislabel_detection", "4 Wrong labels"),
-    log:
-        log("figure_mislabel_detection"),
     params:
         **call("mislabel.figures.detection"),
 
@@ -251,8 +220,6 @@ use rule step as figure_mislabel_imagenet with:
         **outputs(rules.mislabel_imagenet, "summary scores"),
     output:
         **figure("mislabel_imagenet", "4 Wrong labels"),
-    log:
-        log("figure_mislabel_imagenet"),
     params:
         **call("mislabel.figures.imagenet", headline=HEADLINE),
 
@@ -264,7 +231,5 @@ use rule step as figure_mislabel_tiny_imagenet with:
         scores=f"{HEADS}.npz",
     output:
         **figure("mislabel_tiny_imagenet", "4 Wrong labels"),
-    log:
-        log("figure_mislabel_tiny_imagenet"),
     params:
         **call("mislabel.figures.tiny_imagenet"),

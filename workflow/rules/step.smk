@@ -1,10 +1,9 @@
-"""What every rule is made from: its log, its software and its command."""
+"""What every rule is made from: its software and its command."""
 
 
 rule step:
     """A call of one function of losskernel: every rule is `use rule step as ... with` its own."""
-    log:
-        f"{RESULTS}/logs/step.log",
+
     # Software of every rule, for `--software-deployment-method conda`; relative to the rules.
     conda:
         "../../envs/environment.yaml"

@@ -15,9 +15,9 @@ import numpy as np
 
 from losskernel.commands.trace import Center
 from losskernel.errors import TraceError
-from losskernel.files import atomic_path
+from losskernel.files import read_npz, write_npz
 from losskernel.gradients.linear_response import gram as gram_matrix
-from losskernel.gradients.linear_response import linear_part, write_coupled_displacements
+from losskernel.gradients.linear_response import linear_part
 from losskernel.gradients.per_sample import Gradients
 from losskernel.kernel.control_variate import control_variate_kernel, limit_kernel, normalize
 from losskernel.sampling.journal import JournalHead
@@ -35,7 +35,7 @@ def gram(gradients: Path, output: Path, parameters: str = "all") -> None:
         parameters: "all", or a pattern of parameter names.
     """
     loaded = Gradients.load(gradients)
-    _save(
+    write_npz(
         output,
         # float16 gradients leave 1e-5 of a product uncertain; float32 halves the file.
         gram=gram_matrix(loaded, parameters).astype(np.float32),
@@ -43,22 +43,12 @@ def gram(gradients: Path, output: Path, parameters: str = "all") -> None:
     )
 
 
-def couple(journal: Path, output: Path) -> None:
-    """Write, as a folder, the displacements that a run's noise alone would have led to.
-
-    Args:
-        journal: folder of a run that kept its displacements.
-        output: the folder.
-    """
-    write_coupled_displacements(journal, output)
-
-
 def linear(gradients: Path, displacements: list[Path], output: Path) -> None:
     """Write the linear parts (chain, draw, input) of stored displacements, and their probe.
 
     Args:
         gradients: folder of per-sample gradients.
-        displacements: journals that kept theirs, or folders that ``losskernel limit couple`` wrote.
+        displacements: journals of runs that kept theirs.
         output: the linear parts (.npz).
     """
     loaded = Gradients.load(gradients)
@@ -68,7 +58,7 @@ def linear(gradients: Path, displacements: list[Path], output: Path) -> None:
         "chains": [chain for head in heads for chain in head.chain_ids],
         **{key: heads[0].settings.get(key) for key in _OF_RUN},
     }
-    _save(
+    write_npz(
         output,
         linear=linear_part(loaded, displacements),
         probe=settings_attribute(heads[0].probe.settings),
@@ -116,7 +106,7 @@ def kernel(
         losses = loaded.losses
         draws = min(losses.shape[1], values.shape[1])
         result = control_variate_kernel(losses[:, :draws], values[:, :draws], known, center)
-    _save(output, K=result, R=normalize(result), identity=loaded.identity)
+    write_npz(output, K=result, R=normalize(result), identity=loaded.identity)
 
 
 # What decides, beside seed and chains, which displacement belongs to a draw.
@@ -145,13 +135,7 @@ def _probe(stored: np.ndarray) -> Probe | FreeChain:
 
 
 def _read(path: Path, name: str, trace: LossTrace) -> np.ndarray:
-    try:
-        with np.load(path) as file:
-            stored = dict(file)
-    except OSError:
-        raise
-    except Exception as error:  # NumPy raises many types for what is no .npz archive
-        raise TraceError(f"{path}: not an .npz archive; give what `limit {name}` wrote") from error
+    stored = read_npz(path, f"give what `limit {name}` wrote")
     if name not in stored:
         raise TraceError(
             f"{path}: holds {', '.join(stored) or 'nothing'}, not {name}; give as --{name} what "
@@ -193,9 +177,3 @@ def _default(loss: str) -> str:
     name = loss.split()[0] if loss else "losskernel.cross_entropy"
     ours = name.startswith("losskernel.") and name.endswith(".cross_entropy")
     return "cross_entropy" if ours else loss
-
-
-def _save(output: Path, **arrays) -> None:
-    # An open file, as NumPy appends .npz to a path that ends otherwise.
-    with atomic_path(output) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)

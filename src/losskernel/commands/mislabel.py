@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from losskernel.data.images import ClassFolders, imagenet_wnids, load_images
 from losskernel.errors import ConfigError, DataError, TraceError, needs
 from losskernel.experiments.mislabel.labels import margins
-from losskernel.files import check_writable, write_csv
-from losskernel.kernel.covariance import self_covariance
-from losskernel.kernel.neighbors import nearest_neighbors, opposed_inputs, vote
+from losskernel.files import check_writable, read_npz, write_csv
+from losskernel.kernel.covariance import correlation_blocks, self_covariance
+from losskernel.kernel.neighbors import extremes, nearest_neighbors, vote
 from losskernel.models.features import penultimate_features
 from losskernel.models.loader import load_classifier
 from losskernel.pages.suspects import Suspects, write_suspects
@@ -115,7 +115,7 @@ def rank(
     if chosen not in scores:
         raise ConfigError(f"score: {chosen} needs {_NEEDED[chosen]}")
     near, near_r = nearest_neighbors(loaded.losses, k)
-    opposed, values = opposed_inputs(loaded.losses, labels, k)
+    _, _, opposed, values = extremes(correlation_blocks(loaded.losses), k, labels)
     if probabilities is None:
         suggested, share = vote(opposed, -values, labels)
         suggested = np.where(share > 0, suggested.astype(object), "")
@@ -158,10 +158,7 @@ _NEEDED = {
 
 
 def apply(
-    ticks: Path,
-    output: Path | None = None,
-    images: Path | None = None,
-    move: bool = False,
+    ticks: Path, output: Path | None = None, images: Path | None = None, move: bool = False
 ) -> None:
     """Turn the ticks of the page into a table of labels, or into moves between class folders.
 
@@ -258,11 +255,7 @@ def _doubt(probabilities: np.ndarray, classes: np.ndarray, labels: np.ndarray) -
 
 def _area_under_margin(path: Path, names: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Mean margin over the epochs, ``(input,)`` (Pleiss et al. 2020, arXiv:2001.10528)."""
-    try:
-        with np.load(path) as stored:
-            held = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: unreadable as .npz ({error}); save it again") from error
+    held = read_npz(path)
     if "name" not in held or not ("margins" in held or {"logits", "classes"} <= held.keys()):
         raise DataError(f"{path}: needs name, and margins or logits with classes")
     position = {name: i for i, name in enumerate(held["name"].astype(str))}

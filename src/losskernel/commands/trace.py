@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +12,7 @@ import pandas as pd
 
 from losskernel.diagnostics.verdict import verdict
 from losskernel.errors import ConfigError, DataError
-from losskernel.files import atomic_path
+from losskernel.files import read_npz, write_csv, write_npz
 from losskernel.kernel.alignment import pair_correlation
 from losskernel.kernel.covariance import correlation, covariance, self_covariance
 from losskernel.kernel.neighbors import nearest_neighbors
@@ -87,11 +86,7 @@ def sample(
     if gamma is not None and rise is not None:
         raise ConfigError("rise: is for the pilot, which chooses gamma; leave out one of the two")
     probe = None if gamma is None else Probe(n_beta, gamma, step_size)
-    try:
-        with np.load(inputs) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{inputs}: cannot be read as .npz ({error})") from error
+    arrays = read_npz(inputs)
     if not {"inputs", "targets"} <= arrays.keys():
         raise DataError(f"{inputs}: holds {sorted(arrays)}; save arrays named inputs and targets")
     data = tuple(torch.as_tensor(arrays.pop(name)) for name in ("inputs", "targets"))
@@ -198,9 +193,7 @@ def kernel(trace: Path, output: Path, center: Center = "pooled") -> None:
 def _write_kernel(losses: np.ndarray, output: Path, center: str, identity: dict) -> None:
     matrices = {"K": covariance(losses, center), "R": correlation(losses, center)}
     matrices["identity"] = np.array(json.dumps(identity, sort_keys=True))
-    # An open file, as NumPy appends .npz to a path that ends otherwise.
-    with atomic_path(output) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **matrices)
+    write_npz(output, **matrices)
 
 
 def neighbors(trace: Path, output: Path, k: int = 10, label: str | None = None) -> None:
@@ -224,8 +217,7 @@ def neighbors(trace: Path, output: Path, k: int = 10, label: str | None = None) 
             "R": values.ravel(),
         }
     )
-    with atomic_path(output) as temporary:
-        rows.to_csv(temporary, index=False)
+    write_csv(rows, output)
 
 
 def variances(trace: Path, output: Path) -> None:
@@ -245,8 +237,7 @@ def variances(trace: Path, output: Path) -> None:
             "initial_loss": loaded.initial_loss,
         }
     ).sort_values("self_covariance", ascending=False, kind="stable")
-    with atomic_path(output) as temporary:
-        rows.to_csv(temporary, index=False)
+    write_csv(rows, output)
 
 
 def _median(values: np.ndarray) -> float:

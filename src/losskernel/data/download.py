@@ -17,13 +17,7 @@ _CHECKSUM = re.compile(r"(md5):([0-9a-f]{32})|(sha256):([0-9a-f]{64})")
 _PIECE = 2**18  # bytes read at once
 
 
-def download(
-    url: str,
-    output: str | Path,
-    checksum: str | None = None,
-    timeout: float = 60,
-    progress: bool = True,
-) -> str:
+def download(url: str, output: str | Path, checksum: str | None = None, timeout: float = 60) -> str:
     """Fetch ``url`` into ``output``, which appears only when all of it is there and right.
 
     Args:
@@ -32,7 +26,6 @@ def download(
         checksum: ``md5:<32 hex digits>`` or ``sha256:<64 hex digits>`` that the file must have;
             None accepts what comes, if it is as long as the server said.
         timeout: seconds without a byte after which the server counts as silent.
-        progress: show a progress bar.
 
     Returns:
         The file's checksum, in the kind of ``checksum`` or as ``sha256:...``.
@@ -56,7 +49,7 @@ def download(
                 total = None if length is None else int(length)
                 with (
                     open(temporary, "wb") as file,
-                    bar(None, "download", total=total, unit="B", show=progress) as shown,
+                    bar(None, "download", total=total, unit="B") as shown,
                 ):
                     while piece := answer.read(_PIECE):
                         file.write(piece)

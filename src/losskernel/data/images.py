@@ -197,22 +197,19 @@ class ClassFolders(Dataset):
                     raise
         raise DataError(f"{self.folder}: none of its images can be decoded")
 
-    def read(
-        self, skip_unreadable: bool = False, description: str = "images", progress: bool = True
-    ) -> list[Tensor]:
+    def read(self, skip_unreadable: bool = False, description: str = "images") -> list[Tensor]:
         """Every image's tensor, in order.
 
         Args:
             skip_unreadable: leave out images that cannot be decoded, instead of stopping at the
                 first: they are no items any more, and named in the log and in ``left_out``.
             description: of the progress bar.
-            progress: show a progress bar.
 
         Raises:
             DataError: an image cannot be decoded, or none can of a class.
         """
         tensors, unreadable = [], []
-        for item in bar(range(len(self)), description, unit="image", show=progress):
+        for item in bar(range(len(self)), description, unit="image"):
             try:
                 tensors.append(self[item][0])
             except UnreadableError:
@@ -257,20 +254,20 @@ class ClassFolders(Dataset):
 
 
 class WnidImages(ClassFolders):
-    """:class:`ClassFolders` named by wnids, by default in the ILSVRC-2012 order of classes.
+    """:class:`ClassFolders` named by wnids, in the ILSVRC-2012 order of classes.
 
-    Args and errors as there; also a DataError for a class folder that is not named by a wnid.
+    Args and errors as there, without ``classes``; also a DataError for a class folder that is not
+    named by a wnid.
     """
 
     def __init__(
         self,
         folder: str | Path,
         preprocess: Callable[[Image.Image], Tensor],
-        classes: list[str] | None = None,
         per_class: int | None = None,
         manifest: str | Path | None = None,
     ):
-        super().__init__(folder, preprocess, classes or imagenet_wnids(), per_class, manifest)
+        super().__init__(folder, preprocess, imagenet_wnids(), per_class, manifest)
 
     _layout = "<wnid>/<name>.JPEG"
 
@@ -287,20 +284,17 @@ class WnidImages(ClassFolders):
         return self.folders
 
 
-def load_images(
-    images: ClassFolders, skip_unreadable: bool = False, progress: bool = True
-) -> tuple[Tensor, Tensor]:
+def load_images(images: ClassFolders, skip_unreadable: bool = False) -> tuple[Tensor, Tensor]:
     """All images in memory: inputs ``(n, channel, height, width)`` float32, class indices ``(n,)``.
 
     Args:
         images: with ``skip_unreadable`` it loses the images that cannot be decoded.
         skip_unreadable: leave out such images instead of stopping at the first.
-        progress: show a progress bar.
 
     Raises:
         DataError: an image cannot be decoded, or none can of a class; they differ in size.
     """
-    tensors = images.read(skip_unreadable, progress=progress)
+    tensors = images.read(skip_unreadable)
     for tensor, name in zip(tensors, images.names, strict=True):
         if tensor.shape != tensors[0].shape:
             raise DataError(

@@ -51,7 +51,7 @@ def visible_files(folder: str | Path) -> list[Path]:
     return files
 
 
-def write_manifest(folder: str | Path, output: str | Path, progress: bool = True) -> None:
+def write_manifest(folder: str | Path, output: str | Path) -> None:
     """Write name, size and hash (SHA-256) of every visible file of an image folder, as CSV.
 
     Raises:
@@ -62,7 +62,7 @@ def write_manifest(folder: str | Path, output: str | Path, progress: bool = True
     with atomic_path(output) as temporary, open(temporary, "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
-        for path in bar(visible_files(folder), "manifest", unit="file", show=progress):
+        for path in bar(visible_files(folder), "manifest", unit="file"):
             content = path.read_bytes()
             name = path.relative_to(folder).as_posix()
             rows.writerow([name, len(content), hashlib.sha256(content).hexdigest()])

@@ -50,11 +50,7 @@ class LabeledImages:
 
 
 def load_tiny_imagenet(
-    path: str | Path,
-    split: str,
-    per_class: int | None = None,
-    image_size: int = 64,
-    progress: bool = True,
+    path: str | Path, split: str, per_class: int | None = None, image_size: int = 64
 ) -> LabeledImages:
     """Read one split.
 
@@ -65,7 +61,6 @@ def load_tiny_imagenet(
         per_class: at most this many images a class, the first in the order of their numbers; all
             if not given.
         image_size: side in pixels to which images are resized, antialiased.
-        progress: show a progress bar.
 
     Raises:
         DataError: there is no such archive or folder, its layout is another, or an image cannot be
@@ -78,7 +73,7 @@ def load_tiny_imagenet(
         listed = _train(files) if split == "train" else _validation(files)
         chosen = _chosen(listed, wnids, per_class, f"{path}, {split}")
         pixels = np.empty((len(chosen), image_size, image_size, 3), np.uint8)
-        shown = bar(chosen, "images", unit="image", show=progress)
+        shown = bar(chosen, "images", unit="image")
         for number, (name, _) in enumerate(shown):
             pixels[number] = _decoded(files, name, image_size)
     position = {wnid: i for i, wnid in enumerate(wnids)}

@@ -71,9 +71,6 @@ def judge(
     if high < claim.low or low > claim.high:
         return FAILS
     inside = claim.low < low and high < claim.high
-    beyond = null is None or math.isnan(null) or _beyond(estimate, null, claim)
-    return HOLDS if inside and beyond else UNRESOLVED
-
-
-def _beyond(estimate: float, null: float, claim: Range) -> bool:
-    return estimate > null if math.isfinite(claim.low) else estimate < null
+    if null is not None and not math.isnan(null):
+        inside &= estimate > null if math.isfinite(claim.low) else estimate < null
+    return HOLDS if inside else UNRESOLVED

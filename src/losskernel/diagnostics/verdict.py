@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +14,8 @@ from losskernel.kernel.noise import noise_floor
 from losskernel.sampling.probe import FreeChain, Probe
 from losskernel.trace import LossTrace
 
-if TYPE_CHECKING:  # it needs torch, which takes seconds to load
-    from losskernel.sampling.gradient_noise import GradientNoise
-
 LEVELS = ("ok", "unknown", "warning", "bad")
+MOST_INPUTS = 500  # evenly spaced ones, whose R-hat and sample size are computed
 
 
 @dataclass(frozen=True)
@@ -58,12 +55,7 @@ class Verdict:
         return max((finding.level for finding in self.findings), key=LEVELS.index)
 
 
-def verdict(
-    trace: LossTrace,
-    noise: GradientNoise | None = None,
-    guessing: float | None = None,
-    most_inputs: int = 500,
-) -> Verdict:
+def verdict(trace: LossTrace, guessing: float | None = None) -> Verdict:
     """Judge a trace by what it tells.
 
     ============== ======================================== =========================== ===========
@@ -93,11 +85,8 @@ def verdict(
 
     Args:
         trace: of the healthy chains.
-        noise: of minibatches, from :func:`losskernel.sampling.gradient_noise.gradient_noise`, for a
-            trace that does not tell.
         guessing: mean loss of guessing, in the unit of the loss, for a loss of your own; traces of
             the default loss know it.
-        most_inputs: inputs, evenly spaced, whose R-hat and sample size are computed.
 
     Raises:
         TraceError: every chain diverged, or there is a single draw or input.
@@ -110,7 +99,7 @@ def verdict(
     if probe is not None and (probe.direct or "steps_per_draw" in told):
         reached = localization(trace)
     draws, direct = losses.shape[0] * losses.shape[1], probe is not None and probe.direct
-    checks = None if direct else convergence(losses, most_inputs)
+    checks = None if direct else convergence(losses, MOST_INPUTS)
     findings = [
         _chains(trace),
         _localization(reached),
@@ -124,7 +113,7 @@ def verdict(
             _rhat(checks.rhat, len(losses)),
             _sample_size(checks.ess, draws),
             _step_size(probe, told.get("curvature")),
-            _minibatches(probe, told, noise),
+            _minibatches(probe, told),
         ]
     findings += [_noise_floor(floor, spread, draws), _rounding(trace, probe)]
     return Verdict(tuple(findings), reached, checks, floor, spread)
@@ -269,19 +258,15 @@ def _step_size(probe: Probe | FreeChain | None, curvature: float | None) -> Find
     return Finding(topic, level, said + ("" if level == "ok" else ": lower step_size"))
 
 
-def _minibatches(
-    probe: Probe | FreeChain | None, told: dict, noise: GradientNoise | None
-) -> Finding:
+def _minibatches(probe: Probe | FreeChain | None, told: dict) -> Finding:
     topic = "minibatches"
     if probe is not None and probe.n_beta == 0:
         return Finding(topic, "ok", "no gradient and no minibatch noise (n_beta = 0)")
     span, mean = (told.get(f"minibatch_noise_{name}") for name in ("in_span", "per_direction"))
-    if noise is not None:
-        span, mean = noise.in_span, noise.per_direction
     if span is None:
         sentence = (
             "minibatch noise is not in the trace (of an earlier version, or of a short run): "
-            "measure it with losskernel.sampling.gradient_noise.gradient_noise"
+            "sample more steps"
         )
         return Finding(topic, "unknown", sentence)
     level = _graded(span, 0.25, 1)

@@ -126,6 +126,24 @@ CLAIMS = (
         None,
         12,
     ),
+    Claim(
+        "architecture.efficientnet_lite0",
+        "",
+        "correlation of R with WordNet similarity in EfficientNet-Lite0; claim: above 0",
+        ABOVE_ZERO,
+    ),
+    Claim(
+        "architecture.resnet",
+        "",
+        "correlation of R with WordNet similarity in a small residual network; claim: above 0",
+        ABOVE_ZERO,
+    ),
+    Claim(
+        "architecture.vit",
+        "",
+        "correlation of R with WordNet similarity in a small vision transformer; claim: above 0",
+        ABOVE_ZERO,
+    ),
     Claim("gamma.minimum", "D.3", "smallest localization of the sweep", None, 100),
     Claim("gamma.maximum", "D.3", "largest localization of the sweep", None, 4000),
     Claim("gamma.effective_minimum", "", "smallest localization that the probe reached"),
@@ -141,6 +159,12 @@ CLAIMS = (
         "gamma.colour_lift",
         "D.3",
         "change of the color lift from low to high localization; claim: below 0",
+        BELOW_ZERO,
+    ),
+    Claim(
+        "gamma.texture_lift",
+        "D.3",
+        "change of the texture lift from low to high localization; claim: below 0",
         BELOW_ZERO,
     ),
     Claim(
@@ -215,6 +239,23 @@ CLAIMS = (
         ABOVE_ZERO,
         headline=True,
         # Lifts of nested depths are not exchangeable: growth of one kernel alone may order them.
+        needs_null=True,
+    ),
+    Claim("scale.inputs", "4.2", "inputs in the kernel of Tiny ImageNet", None, 10000),
+    Claim("scale.seconds", "", "what that kernel took, in seconds of its run"),
+    Claim("scale.memory_gb", "", "most memory that its run held, in GB"),
+    Claim(
+        "scale.lift",
+        "4.2",
+        "lift of the 10 nearest neighbors at hypernym depth 9 among 10,000; claim: above 1",
+        ABOVE_ONE,
+        needs_null=True,
+    ),
+    Claim(
+        "scale.within_class",
+        "",
+        "rank correlation of R with likeness of features within a class; our question: above 0",
+        ABOVE_ZERO,
         needs_null=True,
     ),
 )

@@ -25,7 +25,6 @@ COLUMNS = (
     "beside",
     "verdict",
 )
-MARKERS = ("<!-- compare:begin -->", "<!-- compare:end -->")
 
 
 def table(claims: list[Path], output: Path) -> None:
@@ -38,30 +37,32 @@ def table(claims: list[Path], output: Path) -> None:
         named = {"id": claim.id, "section": claim.section, "quantity": claim.quantity}
         rows.append(named | {"reported": claim.reported} | row | {"verdict": prose(claim, row)})
     joined = pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64"})
-    with atomic_path(output) as temporary:
-        joined.to_csv(temporary, index=False, float_format="%.6g")
+    write_csv(joined, output, "%.6g")
+
+
+def stack(rows: list[Path], output: Path) -> None:
+    """Join tables of the same columns."""
+    write_csv(pd.concat([pd.read_csv(path) for path in rows], ignore_index=True), output)
 
 
 def pages(table: Path, output: Path, output_results: Path) -> None:
     """Replace the tables between the markers of two pages by ``compare.csv``'s.
 
-    Args:
-        table: the comparison.
-        output: the README, which shows the headline rows.
-        output_results: the page of all rows, with their settings and what stands beside them.
+    ``output``, the README, shows the headline rows, ``output_results`` all, with their settings and
+    what stands beside them.
 
     Raises:
         DataError: the markers are missing.
     """
     rows = pd.read_csv(table, dtype={"section": str})
     headline = rows[[BY_ID[name].headline for name in rows.id]]
-    _replace(output, _table(headline, "docs/results.md"))
+    replace_between(output, "compare", _table(headline, "docs/results.md"))
     details = [""]
     for row in rows.itertuples():
         said = [f"*Setting*: {row.setting}."] if isinstance(row.setting, str) else []
         said += [f"*Beside it*: {row.beside}."] if isinstance(row.beside, str) else []
         details.append(f"- `{row.id}`: {' '.join(said)}".rstrip(": "))
-    _replace(output_results, "\n".join([_table(rows), *details]))
+    replace_between(output_results, "compare", "\n".join([_table(rows), *details]))
 
 
 def verify(tracked: Path, found: Path, output: Path) -> None:
@@ -69,10 +70,6 @@ def verify(tracked: Path, found: Path, output: Path) -> None:
 
     Two estimates with standard errors s and t of the same quantity differ by less than ``2 sqrt(s^2
     + t^2)`` with a probability of 95 %. Numbers without an error must agree to a part in 10,000.
-
-    Args:
-        tracked, found: the comparisons of the repository and of the other run.
-        output: the table (.csv).
 
     Raises:
         DataError: a row differs or is missing; the table is written all the same.
@@ -99,14 +96,19 @@ def verify(tracked: Path, found: Path, output: Path) -> None:
         )
 
 
-def _replace(page: Path, text: str) -> None:
-    found = page.read_text()
-    if not all(marker in found for marker in MARKERS):
-        raise DataError(f"{page}: lacks the markers {' and '.join(MARKERS)}; put them back")
-    before, _, rest = found.partition(MARKERS[0])
-    after = rest.partition(MARKERS[1])[2]
+def replace_between(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers ``name`` of a page.
+
+    Raises:
+        DataError: the markers are missing.
+    """
+    found, begin, end = page.read_text(), f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if begin not in found or end not in found:
+        raise DataError(f"{page}: lacks the markers {begin} and {end}; put them back")
+    before, _, rest = found.partition(begin)
+    after = rest.partition(end)[2]
     with atomic_path(page) as temporary:
-        temporary.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}")
+        temporary.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def _table(rows: pd.DataFrame, page: str = "") -> str:

@@ -10,10 +10,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 import seaborn as sns
 from matplotlib.axis import Axis
-from matplotlib.colors import ListedColormap
 
 from losskernel.files import atomic_path
 
@@ -29,8 +27,6 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GRAY = (
     "#7F7F7F",
 )
 DIVERGING = "RdBu_r"
-# Of a place in the hierarchy: lightness rises with it, up to what is still seen on white.
-HIERARCHY = ListedColormap(plt.get_cmap("plasma")(np.linspace(0, 0.9, 256)))
 
 
 def apply_style() -> None:

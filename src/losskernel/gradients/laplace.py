@@ -7,7 +7,8 @@ m inputs at ``w*``.
 
 *Which labels.* With labels drawn from the model's own predictions F is the Fisher matrix, which for
 cross-entropy is the generalized Gauss-Newton matrix, and that is what stands for a Hessian
-(:func:`drawn_labels` gives such data). With the labels as given it is the empirical Fisher matrix,
+(:func:`drawn_labels` gives such data; :func:`fisher_targets` does so without the heavy tails that
+a confident network's rare labels have). With the labels as given it is the empirical Fisher matrix,
 which is no curvature: its size is that of the squared residuals, so at a network that fits its data
 it nearly vanishes however sharp the minimum is (Kunstner, Balles and Hennig 2019,
 arXiv:1905.12558). The former is right, the latter is for comparison.
@@ -69,15 +70,15 @@ class Laplace:
         self.eigenvalues = s[::-1]
 
     def displacement(self, z: Tensor) -> Tensor:
-        """``Sigma^(1/2) z`` of a vector ``(parameter,)``; a draw if z is standard normal."""
-        vector = z.double().cpu().numpy()
-        inner = np.zeros(len(self.gradients))
+        """``Sigma^(1/2) z`` of ``(..., parameter)``; draws if z is standard normal."""
+        vectors = z.double().cpu().numpy()
+        inner = np.zeros((*vectors.shape[:-1], len(self.gradients)))
         for part, rows in self.gradients.blocks():
-            inner += rows.astype(np.float64) @ vector[part]
-        inner = self._scale * (self._inner @ (self._scale * inner))
-        moved = vector.copy()
+            inner += vectors[..., part] @ rows.T.astype(np.float64)
+        inner = self._scale * ((self._scale * inner) @ self._inner)
+        moved = vectors.copy()
         for part, rows in self.gradients.blocks():
-            moved[part] -= inner @ rows
+            moved[..., part] -= inner @ rows
         return torch.from_numpy(moved / math.sqrt(self.gamma)).to(z)
 
     def folded(self, layout: FlatLayout, fold: Fold) -> Folded:
@@ -117,7 +118,7 @@ class Folded:
 
 
 @torch.no_grad()
-def drawn_labels(model: nn.Module, data: Data, seed: int = 0, block: int = 256) -> Data:
+def drawn_labels(model: nn.Module, data: Data, seed: int = 0) -> Data:
     """The inputs with labels drawn from what the model predicts, for the Fisher matrix.
 
     Args:
@@ -125,15 +126,54 @@ def drawn_labels(model: nn.Module, data: Data, seed: int = 0, block: int = 256) 
             mode.
         data: ``(inputs, targets)`` tensors; the targets are not used.
         seed: of the labels.
-        block: inputs at once.
 
     Raises:
         ConfigError: the data are no tensors.
     """
     if not isinstance(data, (tuple, list)):
         raise ConfigError("data: labels are drawn for tensors (inputs, targets); pass these")
-    logits = torch.cat([model(x) for x, _ in Inputs(data).blocks(block)])
+    logits = torch.cat([model(x) for x, _ in Inputs(data).blocks(256)])
     below = logits.double().softmax(1).cumsum(1)
     uniform = torch.from_numpy(numpy_generator(seed, "labels").random(len(logits)))
     labels = torch.searchsorted(below, uniform[:, None].contiguous()).squeeze(1)
     return data[0], labels.clamp_max(logits.shape[1] - 1)
+
+
+@torch.no_grad()
+def fisher_targets(model: nn.Module, data: Data, repeats: int = 1, seed: int = 0) -> Data:
+    r"""Inputs with targets whose gradients make up the Fisher matrix, for confident networks too.
+
+    Where the prediction p is nearly certain, a drawn label is nearly always the same, and the
+    Fisher matrix is made up by rare ones with large gradients. Here the class c is drawn with
+    probability ``q_c`` in proportion to ``p_c |p - e_c|^2`` and its gradient weighted by
+    ``k = sqrt(p_c / q_c)``: the mean product is the same, and every row has the squared length
+    ``1 - |p|^2`` in the logits. As :func:`losskernel.sampling.sample.cross_entropy` has the
+    gradient ``p - t`` in the logits for class probabilities t, such a row, or its negative, is that
+    of ``t = p -+ k (p - e_c)``. Inputs of which a t is no probability, none of them answered with
+    confidence, have labels drawn from p.
+
+    Args:
+        model, data, seed: as for :func:`drawn_labels`.
+        repeats: draws an input, ``(repeats * input)`` rows in all.
+
+    Raises:
+        ConfigError: the data are no tensors.
+    """
+    if not isinstance(data, (tuple, list)):
+        raise ConfigError("data: labels are drawn for tensors (inputs, targets); pass these")
+    p = torch.cat([model(x) for x, _ in Inputs(data).blocks(256)]).double().softmax(1)
+    p = p.repeat(repeats, 1)
+    squares = p.square()
+    lengths = ((1 - p).square() + squares.sum(1, keepdim=True) - squares).clamp_min(0)
+    mean = (p * lengths).sum(1, keepdim=True)  # 1 - |p|^2, to more digits
+    factor = (mean / lengths).sqrt()
+    served = ((factor <= 1) | (factor * (1 - p) <= p)).all(1, keepdim=True)
+    below = torch.where(served, p * lengths, p).cumsum(1)
+    uniform = torch.from_numpy(numpy_generator(seed, "labels").random(len(p)))[:, None]
+    drawn = torch.searchsorted(below, uniform * below[:, -1:]).clamp_max(p.shape[1] - 1)
+    rows = p.scatter_add(1, drawn, torch.full_like(uniform, -1))
+    length = torch.where(served, mean.sqrt(), lengths.gather(1, drawn).sqrt())
+    sign = torch.where(served & (factor.gather(1, drawn) > 1), -1, 1)
+    t = p - sign * length * torch.nn.functional.normalize(rows)
+    t = t.clamp_min(0)  # rounding
+    return data[0].repeat(repeats, *[1] * (data[0].ndim - 1)), (t / t.sum(1, keepdim=True)).float()

@@ -18,12 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losskernel.gradients.sketch import Fold
-from losskernel.sampling.engines import (
-    LossPerInput,
-    _frozen_copy,
-    _input_losses,
-    without_tf32,
-)
+from losskernel.sampling.engines import LossPerInput, _frozen_copy, _input_losses, without_tf32
 from losskernel.sampling.inputs import leaves, map_tensors
 from losskernel.sampling.parameters import FlatLayout
 

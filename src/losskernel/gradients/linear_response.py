@@ -9,10 +9,8 @@ Financial Engineering*, Section 4.1): known in every draw (:func:`linear_part`) 
 distribution, they take their own sampling noise out of the kernel
 (:func:`losskernel.kernel.control_variate.control_variate_kernel`).
 
-Which displacement the linear part is taken at is a choice. That of the chain itself
-(``sample_losses(..., displacements=True)``) is the closest, but its covariance is known exactly
-only for ``n_beta = 0``. That of a chain without the loss, moved by the same noise
-(:func:`write_coupled_displacements`), has a covariance known exactly at every ``n_beta``.
+The displacements are those of the draws (``sample_losses(..., displacements=True)``). Their
+covariance is known exactly only for ``n_beta = 0``.
 """
 
 from __future__ import annotations
@@ -24,20 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
 
 from losskernel.errors import TraceError
-from losskernel.files import atomic_path
 from losskernel.gradients.per_sample import Gradients
 from losskernel.progress import bar
 from losskernel.sampling.journal import DISPLACEMENTS, JournalHead
 from losskernel.sampling.parameters import layout_fingerprint
-from losskernel.sampling.probe import sgld_step
-from losskernel.seeds import fill_draw, fill_normal
-from losskernel.trace import settings_attribute
-
-_STATE = "state.safetensors"
 
 
 def gram(
@@ -83,9 +73,8 @@ def linear_part(
     Args:
         gradients: of the same model and parameters, for the inputs of interest.
         displacements: the journal folders of one or more runs of
-            ``sample_losses(..., displacements=True)``, or what :func:`write_coupled_displacements`
-            made. Their chains follow each other; those that diverged by the last
-            draw are left out, as in :attr:`losskernel.LossTrace.losses`.
+            ``sample_losses(..., displacements=True)``. Their chains follow each other; those that
+            diverged by the last draw are left out, as in :attr:`losskernel.LossTrace.losses`.
         draws: how many of each; by default as many as the shortest run holds.
         block: columns at once; by default what 0.25 GB holds.
         progress: show a progress bar.
@@ -127,72 +116,6 @@ def linear_part(
     return result * np.concatenate(scales)[:, None, None] * gradients.scale
 
 
-def write_coupled_displacements(
-    journal: str | Path, folder: str | Path, progress: bool = True
-) -> None:
-    """Displacements that do not feel the loss, moved by the very noise of a sampling run.
-
-    Of chains, ``x <- (1 - eps gamma / 2) x + sqrt(eps) noise``, from 0, with the run's noise
-    (:class:`losskernel.sampling.probe.FreeChain`). Of independent draws, the displacements
-    themselves. Sharing the noise makes the linear parts follow the losses of the run, and their law
-    is known (:func:`losskernel.kernel.control_variate.limit_kernel`). The noise is drawn again from
-    the run's seed, so the run need not have kept displacements. It is drawn on the kind of device
-    that the run used, as generators of other devices draw other numbers; on a GPU it has not been
-    tried.
-
-    Args:
-        journal: folder of the run's journal.
-        folder: where they are kept, in the form of a journal's: ``chains x parameters x 2`` bytes a
-            draw.
-        progress: show a progress bar.
-
-    Raises:
-        TraceError: the journal is missing or unreadable, or its noise is that of a GPU and there is
-            none.
-        LossKernelError: the folder cannot be written to.
-    """
-    journal, folder = Path(journal), Path(folder)
-    if folder.resolve() == journal.resolve():
-        raise TraceError(f"{folder}: is the journal itself; choose another folder")
-    run = _Run.read(journal)
-    settings = run.settings
-    free = run.probe.free
-    chain_ids = run.chain_ids
-    device = torch.device(settings.get("noise_device", "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise TraceError(
-            f"{journal}: its noise was drawn on a GPU and can be drawn again on one only; run this "
-            "where there is one, or use the draws alone"
-        )
-    shape = len(chain_ids), run.parameters
-    moved, nothing = torch.zeros(shape, device=device), torch.zeros(1, device=device)
-    noise = torch.empty_like(moved)
-    generator = torch.Generator(device)
-    (folder / _STATE).unlink(missing_ok=True)  # what is there is no longer complete
-    with atomic_path(folder / DISPLACEMENTS) as temporary, open(temporary, "wb") as file:
-        draws = bar(range(run.draws), "coupled displacements", unit="draw", show=progress)
-        done = 0
-        for draw in draws:
-            if free.direct:
-                for row, chain in enumerate(chain_ids):
-                    fill_draw(noise[row], generator, settings["seed"], chain, draw)
-                file.write(noise.half().cpu().numpy().tobytes())
-                continue
-            steps = settings["burn_in"] + (draw + 1) * settings["steps_per_draw"]
-            for step in range(done, steps):
-                for row, chain in enumerate(chain_ids):
-                    fill_normal(noise[row], generator, settings["seed"], chain, step)
-                moved = sgld_step(moved, nothing, nothing, noise, free)
-            done = steps
-            file.write((moved * run.scale).half().cpu().numpy().tobytes())
-    with atomic_path(folder / "settings.json") as temporary:
-        coupled = {**settings, "probe": settings_attribute(free.settings)}
-        temporary.write_text(json.dumps(coupled, indent=1, sort_keys=True))
-    with atomic_path(folder / _STATE) as temporary:
-        state = {"draws": torch.tensor(run.draws), "diverged": torch.as_tensor(run.diverged)}
-        save_file(state, temporary)
-
-
 class _Run(JournalHead):
     """A journal whose displacements are read."""
 
@@ -225,9 +148,7 @@ class _Run(JournalHead):
                 )
         path = self.folder / DISPLACEMENTS
         if not path.exists():
-            raise TraceError(
-                f"{path}: missing; sample with displacements=True, or write coupled ones"
-            )
+            raise TraceError(f"{path}: missing; sample with displacements=True")
         shape = (self.draws, len(self.diverged), gradients.size)
         expected, found = 2 * math.prod(shape), path.stat().st_size
         if found < expected:

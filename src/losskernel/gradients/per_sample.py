@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from losskernel.errors import ConfigError, DataError, LossKernelError, TraceError
-from losskernel.files import atomic_path, locked
+from losskernel.files import locked, write_json
 from losskernel.gradients.sketch import Whole
 from losskernel.gradients.sources import GradientSource, make_source
 from losskernel.progress import bar
@@ -325,8 +325,7 @@ def _prepare(folder: Path, index: dict, parameters: int) -> int:
     """Start a folder, or cut an unfinished one to its complete rows; how many there are."""
     found = _read_index(folder)
     if found is None:
-        with atomic_path(folder / "index.json") as temporary:
-            temporary.write_text(json.dumps(index))
+        write_json(index, folder / "index.json")
         found = index
     for key, value in index.items():
         if key != "behavior" and found.get(key) != value:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from losskernel.errors import ConfigError, TraceError
-from losskernel.kernel.covariance import covariance, deviations
-from losskernel.kernel.noise import shifted
+from losskernel.kernel.covariance import covariance
 from losskernel.sampling.probe import FreeChain, Probe
 
 
@@ -71,9 +70,8 @@ def control_variate_kernel(
         K_cv = K + (known - Cov(a, a)),    K and Cov(a, a) estimated from the same draws.
 
     Its expectation is that of the plain K, if ``known`` is the covariance of ``linear``: exactly so
-    for ``n_beta = 0`` and, after burn-in, for coupled displacements (:func:`limit_kernel` is their
-    stationary law); up to the error of the empirical Fisher matrix for the displacements of the
-    chain itself at ``n_beta > 0``. It need not be positive semi-definite.
+    for ``n_beta = 0``, and up to the error of the empirical Fisher matrix for ``n_beta > 0``
+    (:func:`limit_kernel`). It need not be positive semi-definite.
 
     Args:
         losses: ``(chain, draw, input)`` or ``(draw, input)``.
@@ -96,42 +94,6 @@ def control_variate_kernel(
             "input; take the Gram matrix from the same inputs"
         )
     return covariance(losses, center) + (np.asarray(known) - covariance(linear, center))
-
-
-def best_coefficient(losses: ArrayLike, linear: ArrayLike) -> float:
-    """The factor at which linear parts follow the losses best, one for all inputs.
-
-    ``c = sum_i Cov(l_i, a_i) / sum_i Var(a_i)`` minimizes ``sum_i Var(l_i - c a_i)``. With ``c
-    linear`` and ``c**2 known`` in their places, :func:`control_variate_kernel` does no harm where
-    the losses are far from linear (``c`` near 0); one number from all inputs biases nothing to
-    speak of. 0 where the linear parts do not move.
-
-    Args:
-        losses, linear: ``(chain, draw, input)``.
-    """
-    (moved, _), (parts, _) = deviations(losses), deviations(linear)
-    size = float(np.vdot(parts, parts))
-    return float(np.vdot(moved, parts)) / size if size > 0 else 0.0
-
-
-def control_variate_null(
-    losses: ArrayLike, linear: ArrayLike, kernel: ArrayLike, seed: int = 0
-) -> np.ndarray:
-    """R of inputs that share nothing but the sampling noise of :func:`control_variate_kernel`.
-
-    The losses and linear parts of each input are rotated in time by a random shift of its own
-    (:func:`losskernel.kernel.noise.shifted`), which leaves off the diagonal the noise of
-    the estimated terms alone; it is scaled by the variances of the estimate. The standard deviation
-    off the diagonal is the noise floor.
-
-    Args:
-        losses, linear: ``(chain, draw, input)``, as for :func:`control_variate_kernel`.
-        kernel: the estimate, ``(input, input)``.
-        seed: of the shifts.
-    """
-    noise = covariance(shifted(losses, seed)) - covariance(shifted(linear, seed))
-    np.fill_diagonal(noise, np.diag(kernel))
-    return normalize(noise)
 
 
 def normalize(kernel: ArrayLike) -> np.ndarray:

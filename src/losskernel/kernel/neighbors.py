@@ -7,12 +7,13 @@ those lower its own. So the inputs of most negative R, not the nearest ones, car
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from losskernel.errors import DataError, TraceError
-from losskernel.kernel.covariance import correlation_blocks, slices, standardized
+from losskernel.kernel.covariance import slices, standardized
 
 
 def nearest_neighbors(
@@ -106,33 +107,42 @@ def _candidates(tile: np.ndarray, k: int) -> np.ndarray:
     return np.concatenate([members.reshape(rows, -1), over], axis=1)
 
 
-def opposed_inputs(losses: ArrayLike, labels: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` inputs of another label with the most negative R, for each input.
+def extremes(
+    blocks: Iterable[tuple[slice, np.ndarray]], count: int, labels: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The largest and the smallest R of each input, without inputs of its own label.
 
     Args:
-        losses: ``(chain, draw, input)`` or ``(draw, input)``.
-        labels: given labels, ``(input,)``.
-        k: how many.
+        blocks: rows of R, as :func:`losskernel.kernel.covariance.correlation_blocks` yields them.
+        count: how many of each kind.
+        labels: ``(input,)``; distinct ones leave out only the input itself.
 
     Returns:
-        Indices and values of R, each ``(input, k)``, the most opposed first.
+        Indices and values of the largest, the largest first; indices and values of the smallest,
+        the smallest first; each ``(input, count)``.
 
     Raises:
-        TraceError: an input has fewer than ``k`` others of another label.
+        DataError: an input has fewer than ``count`` others of another label.
     """
     _, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     fewest = len(group) - int(sizes.max())
-    if not 1 <= k <= fewest:
-        raise TraceError(
-            f"k = {k} must be from 1 to {fewest}, the fewest inputs of another label than one's own"
+    if not 1 <= count <= fewest:
+        raise DataError(
+            f"neighbors: k = {count} must be from 1 to {fewest}, the fewest inputs of another "
+            "label; ask for fewer, or keep pairs of equal label"
         )
-    indices, values = [], []
-    for rows, similarity in correlation_blocks(losses):
-        similarity[group[rows, None] == group[None]] = np.inf
-        order = np.argsort(similarity, axis=1, kind="stable")[:, :k]
-        indices.append(order)
-        values.append(np.take_along_axis(similarity, order, axis=1))
-    return np.concatenate(indices), np.concatenate(values)
+    found: list[list[np.ndarray]] = [[], [], [], []]
+    for rows, r in blocks:
+        same = group[rows, None] == group[None]
+        for kind, sign in enumerate((-1.0, 1.0)):
+            key = np.where(same, np.inf, sign * r)
+            some = np.argpartition(key, count - 1, axis=1)[:, :count]
+            values = np.take_along_axis(key, some, axis=1)
+            order = np.argsort(values, axis=1, kind="stable")
+            found[2 * kind].append(np.take_along_axis(some, order, axis=1))
+            found[2 * kind + 1].append(sign * np.take_along_axis(values, order, axis=1))
+    nearest, nearest_r, opposed, opposed_r = (np.concatenate(part) for part in found)
+    return nearest, nearest_r, opposed, opposed_r
 
 
 def vote(
@@ -231,11 +241,25 @@ def neighbors_by_distance(
         raise DataError(
             f"neighbors: k = {k} must be from 1 to {fewest}, the fewest eligible inputs{of}"
         )
-    indices = np.empty((n, k), np.int64)
-    nearest = np.empty((n, k))
-    for i in range(n):
-        eligible = np.flatnonzero(group != group[i])
-        row = distances[i, eligible]
+    return nearest_of_rows(distances, group, group, k)
+
+
+def nearest_of_rows(
+    distances: NDArray, own: NDArray, groups: NDArray, k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The same of some rows of the distances alone.
+
+    Args:
+        distances: ``(row, input)``.
+        own: group of each row; inputs of its group are not its neighbors.
+        groups: of all inputs, of which ``k`` or more are in other groups.
+        k: neighbors a row.
+    """
+    indices = np.empty((len(distances), k), np.int64)
+    nearest = np.empty((len(distances), k))
+    for i, row in enumerate(distances):
+        eligible = np.flatnonzero(groups != own[i])
+        row = row[eligible]
         # Sorting only what is as near as the k-th keeps ties in the order of their index.
         near = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1])
         near = near[np.argsort(row[near], kind="stable")[:k]]

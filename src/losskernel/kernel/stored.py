@@ -16,11 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from losskernel.errors import TraceError
-from losskernel.files import atomic_path
+from losskernel.files import write_npz
 from losskernel.kernel.control_variate import normalize
-from losskernel.kernel.covariance import correlation, half_kernels, self_covariance
 from losskernel.kernel.jackknife import jackknife_error
-from losskernel.trace import DIMENSIONS, LossTrace
 
 
 @dataclass(frozen=True)
@@ -68,27 +66,26 @@ class StoredKernel:
             known | attributes,
         )
 
-    @classmethod
-    def of_trace(cls, trace: LossTrace, blocks: int) -> StoredKernel:
-        """The kernel from the losses of a trace, with the same surroundings.
+    def among(self, names: NDArray) -> StoredKernel:
+        """The same of some of the inputs, in the order of their names.
 
-        Halves are alternate tenths of the draws, groups ``blocks`` stretches of them; the noise of
-        either is independent only where draws are autocorrelated over less.
+        Raises:
+            TraceError: an input is not there.
         """
-        losses = trace.losses
-        draws = losses.shape[1]
-        stretches = np.array_split(np.arange(draws), blocks)
-        left_out = [correlation(np.delete(losses, part, axis=1)) for part in stretches]
-        names = [name for name in trace.dataset.coords if name not in DIMENSIONS]
-        return cls(
-            correlation(losses),
-            np.array(half_kernels(losses)),
-            np.array(left_out),
-            self_covariance(losses),
-            losses.reshape(-1, losses.shape[2]),
-            trace.initial_loss,
-            {name: trace.coordinate(name) for name in names},
-            {"gamma": json.loads(trace.attributes["probe"])["gamma"]},
+        place = {name: at for at, name in enumerate(self.coordinates["name"].tolist())}
+        if missing := sorted(set(names.tolist()) - set(place)):
+            raise TraceError(f"{missing[0]} is no input of the kernel; compute it of these inputs")
+        at = [place[name] for name in names.tolist()]
+        square = np.ix_(at, at)
+        return StoredKernel(
+            self.r[square],
+            np.array([half[square] for half in self.halves]),
+            np.array([part[square] for part in self.left_out]),
+            self.self_covariance[at],
+            self.losses[:, at],
+            self.initial_losses[at],
+            {name: values[at] for name, values in self.coordinates.items()},
+            self.attributes,
         )
 
     @property
@@ -108,10 +105,7 @@ class StoredKernel:
     @property
     def rise(self) -> tuple[float, float]:
         """Rise of the mean loss under the probe, and its standard error over pairs."""
-        means = self.losses.mean(1, dtype=np.float64)
-        by_pair = means[: len(means) // 2 * 2].reshape(-1, 2).mean(1)
-        rise = by_pair.mean() - self.initial_losses.mean(dtype=np.float64)
-        return float(rise), float(by_pair.std(ddof=1) / np.sqrt(len(by_pair)))
+        return rise_over_pairs(self.losses, self.initial_losses)
 
     def error(self, statistic: Callable[[NDArray], NDArray | float]) -> NDArray | float:
         """Standard error of a statistic of R over draws, by the jackknife over groups of pairs."""
@@ -121,19 +115,18 @@ class StoredKernel:
         """Write, atomically."""
         changes = np.array([_triangle(part - self.r) for part in self.left_out])
         steps = np.maximum(np.abs(changes).max(axis=1), 1e-12) / 127
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                triangle=_triangle(self.r).astype(np.float16),
-                halves=np.array([_triangle(half) for half in self.halves], np.float16),
-                changes=np.round(changes / steps[:, None]).astype(np.int8),
-                steps=steps,
-                self_covariance=self.self_covariance,
-                losses=self.losses.astype(np.float32),
-                initial_losses=self.initial_losses.astype(np.float32),
-                attributes=json.dumps(self.attributes, sort_keys=True),
-                **{f"input_{name}": values for name, values in self.coordinates.items()},
-            )
+        write_npz(
+            path,
+            triangle=_triangle(self.r).astype(np.float16),
+            halves=np.array([_triangle(half) for half in self.halves], np.float16),
+            changes=np.round(changes / steps[:, None]).astype(np.int8),
+            steps=steps,
+            self_covariance=self.self_covariance,
+            losses=self.losses.astype(np.float32),
+            initial_losses=self.initial_losses.astype(np.float32),
+            attributes=json.dumps(self.attributes, sort_keys=True),
+            **{f"input_{name}": values for name, values in self.coordinates.items()},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> StoredKernel:
@@ -148,12 +141,13 @@ class StoredKernel:
         try:
             with np.load(path) as stored:
                 held = dict(stored)
-            r = _square(held["triangle"], 1.0)
+            r = square(held["triangle"], 1.0)
             parts = held["changes"] * held["steps"][:, None]
             return cls(
                 r,
-                np.array([_square(half, 1.0) for half in held["halves"]]),
-                np.array([r + _square(part, 0.0) for part in parts]),
+                np.array([square(half, 1.0) for half in held["halves"]]),
+                # The steps of what is left out may lead beyond 1 by half of one.
+                np.array([np.clip(r + square(part, 0.0), -1, 1) for part in parts]),
                 held["self_covariance"],
                 held["losses"],
                 held["initial_losses"],
@@ -168,11 +162,22 @@ class StoredKernel:
             raise TraceError(f"{path}: unreadable as a kernel ({error}); make it again") from error
 
 
+def rise_over_pairs(losses: NDArray, initial_losses: NDArray) -> tuple[float, float]:
+    """Rise of the mean loss from ``(draw, input)``, two draws a pair, and its standard error.
+
+    The two draws of a pair depend on each other, so that the error is that of means of pairs.
+    """
+    by_pair = losses.mean(1, dtype=np.float64).reshape(-1, 2).mean(1)
+    rise = by_pair.mean() - initial_losses.mean(dtype=np.float64)
+    return float(rise), float(by_pair.std(ddof=1) / np.sqrt(len(by_pair)))
+
+
 def _triangle(matrix: NDArray) -> NDArray:
     return matrix[np.tril_indices(len(matrix), -1)]
 
 
-def _square(triangle: NDArray, diagonal: float) -> NDArray:
+def square(triangle: NDArray, diagonal: float) -> NDArray:
+    """The symmetric matrix of a triangle below the diagonal, row by row."""
     inputs = round((1 + np.sqrt(1 + 8 * len(triangle))) / 2)
     if inputs * (inputs - 1) // 2 != len(triangle):
         raise ValueError(f"{len(triangle)} numbers are no triangle")

@@ -100,6 +100,7 @@ def load_classifier(
                     f"{name}: the pretrained weights cannot be downloaded ({error}); connect to "
                     "the network, or give a file as weights"
                 ) from error
+            state = _from_lite_names(state, model)
             outputs = _outputs(model, state) if fit_outputs else None
             if outputs is not None:
                 model, preprocess = build(model_name, pretrained, image_size, outputs)
@@ -142,16 +143,43 @@ def _timm(name: str, pretrained: bool, image_size: int | None, outputs: int | No
         import timm
 
     head = {"num_classes": outputs} if outputs else {}
-    try:
-        model = timm.create_model(name, pretrained=pretrained, **head)
-    except RuntimeError as error:
-        raise ConfigError(f"model: timm has no model '{name}' ({error})") from error
+    model = from_timm(name, pretrained=pretrained, **head)
     options = {"input_size": (3, image_size, image_size)} if image_size else {}
     config = timm.data.resolve_data_config(options, model=model)
     return model, timm.data.create_transform(**config, is_training=False)
 
 
+def from_timm(name: str, **options) -> nn.Module:
+    """A model of timm, with options of its own for its architecture.
+
+    Raises:
+        ConfigError: timm has no such model, or the model no such option.
+    """
+    with needs("vision"):
+        import timm
+
+    try:
+        return timm.create_model(name, **options)
+    except (RuntimeError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"model: timm has no model '{name}' as asked for ({said})") from error
+
+
 BUILDERS = {"torchvision": _torchvision, "timm": _timm}
+
+
+def _from_lite_names(state: dict[str, Tensor] | None, model: nn.Module) -> dict[str, Tensor] | None:
+    """The names of timm for an EfficientNet-Lite whose file has those of efficientnet_pytorch.
+
+    Both hold the same tensors in the same order; a file in another order keeps its names, which do
+    not fit.
+    """
+    if state is None or "_conv_stem.weight" not in state:
+        return state
+    names = list(model.state_dict())
+    if [n.rpartition(".")[2] for n in names] != [n.rpartition(".")[2] for n in state]:
+        return state
+    return dict(zip(names, state.values(), strict=True))
 
 
 def _outputs(model: nn.Module, state: dict[str, Tensor] | None) -> int | None:

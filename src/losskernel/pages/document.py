@@ -80,11 +80,7 @@ def packed(content: dict) -> str:
         nonlocal position
         array = np.ascontiguousarray(array)
         kind = {"f": "Float", "i": "Int", "u": "Uint"}[array.dtype.kind]
-        found = {
-            "array": f"{kind}{8 * array.itemsize}Array",
-            "at": position,
-            "length": array.size,
-        }
+        found = {"array": f"{kind}{8 * array.itemsize}Array", "at": position, "length": array.size}
         arrays.append(array.tobytes() + bytes(-array.nbytes % 8))  # typed arrays must be aligned
         position += len(arrays[-1])
         return found
@@ -94,22 +90,19 @@ def packed(content: dict) -> str:
     return compressed(len(header).to_bytes(8, "little") + header + b"".join(arrays))
 
 
-def thumbnails(
-    folder: str | Path, names: Sequence[str], side: int, progress: bool = True
-) -> list[str]:
+def thumbnails(folder: str | Path, names: Sequence[str], side: int) -> list[str]:
     """Small copies of images as base64 of JPEG, in the order of ``names``.
 
     Args:
         folder: the image folder.
         names: paths below it.
         side: longest side in pixels.
-        progress: show a progress bar.
 
     Raises:
         DataError: a name leads out of the folder, or an image cannot be read.
     """
     folder, found = Path(folder), []
-    for name in bar(names, "thumbnails", unit="image", show=progress):
+    for name in bar(names, "thumbnails", unit="image"):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{name}: lies outside of {folder}; give the folder of the trace")

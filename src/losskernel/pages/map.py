@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from losskernel.errors import DataError, needs
+from losskernel.errors import needs
 from losskernel.files import atomic_path
 from losskernel.kernel.maps import umap_embedding
-from losskernel.kernel.neighbors import vote
+from losskernel.kernel.neighbors import extremes, vote
 from losskernel.pages.document import compressed, embedded, packed, write_page
 from losskernel.semantics.wordnet import Hierarchy, coarse_groups, groups_at_depth
 
@@ -90,44 +90,6 @@ class Inputs:
     labels: NDArray[np.int64] | None = None
 
 
-def extremes(
-    blocks: Iterable[tuple[slice, np.ndarray]], count: int, labels: ArrayLike
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The largest and the smallest R of each input, without inputs of its own label.
-
-    Args:
-        blocks: rows of R, as :func:`losskernel.kernel.covariance.correlation_blocks` yields them.
-        count: how many of each kind.
-        labels: ``(input,)``; distinct ones leave out only the input itself.
-
-    Returns:
-        Indices and values of the largest, the largest first; indices and values of the smallest,
-        the smallest first; each ``(input, count)``.
-
-    Raises:
-        DataError: an input has fewer than ``count`` others of another label.
-    """
-    _, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    fewest = len(group) - int(sizes.max())
-    if not 1 <= count <= fewest:
-        raise DataError(
-            f"neighbors = {count}: must be from 1 to {fewest}, the fewest inputs of another label; "
-            "ask for fewer, or keep pairs of equal label"
-        )
-    found: list[list[np.ndarray]] = [[], [], [], []]
-    for rows, r in blocks:
-        same = group[rows, None] == group[None]
-        for kind, sign in enumerate((-1.0, 1.0)):
-            key = np.where(same, np.inf, sign * r)
-            some = np.argpartition(key, count - 1, axis=1)[:, :count]
-            values = np.take_along_axis(key, some, axis=1)
-            order = np.argsort(values, axis=1, kind="stable")
-            found[2 * kind].append(np.take_along_axis(some, order, axis=1))
-            found[2 * kind + 1].append(sign * np.take_along_axis(values, order, axis=1))
-    nearest, nearest_r, opposed, opposed_r = (np.concatenate(part) for part in found)
-    return nearest, nearest_r, opposed, opposed_r
-
-
 def view(
     name: str,
     blocks: Iterable[tuple[slice, np.ndarray]],
@@ -149,7 +111,7 @@ def view(
         begin: a view whose map this one's layout begins with, so that the two can be compared.
 
     Raises:
-        DataError: as for :func:`extremes`.
+        DataError: as for :func:`losskernel.kernel.neighbors.extremes`.
     """
     nearest, nearest_r, opposed, opposed_r = extremes(blocks, neighbors, labels)
     distances = np.sqrt(2 * (1 - np.clip(nearest_r, -1, 1)))

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from losskernel.errors import DataError
+from losskernel.files import read_npz
 from losskernel.kernel.control_variate import normalize
-from losskernel.kernel.covariance import correlation_blocks, self_covariance
+from losskernel.kernel.covariance import correlation_blocks, self_covariance, slices
 from losskernel.kernel.stored import StoredKernel
 from losskernel.trace import LossTrace
 
@@ -83,8 +84,7 @@ class KernelFile:
         if self.trace is not None:
             yield from correlation_blocks(self.trace.losses[..., order], block=BLOCK)
             return
-        for start in range(0, len(order), BLOCK):
-            rows = slice(start, min(start + BLOCK, len(order)))
+        for rows in slices(len(order), BLOCK):
             if self.vectors is None:
                 yield rows, self.matrix[np.ix_(order[rows], order)]
             else:
@@ -110,13 +110,7 @@ def read_kernel(text: str) -> KernelFile:
         coords = {str(key): values.values for key, values in trace.dataset.coords.items()}
         names = coords["name" if "name" in coords else "input"].astype(str)
         return KernelFile(name, names, _labels(coords), trace)
-    if not path.is_file():
-        raise DataError(f"{path}: no such kernel; correct the path")
-    try:
-        with np.load(path) as stored:
-            held = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: unreadable as .npz ({error}); make it again") from error
+    held = read_npz(path)
     if "triangle" in held:
         stored = StoredKernel.load(path)
         return KernelFile(

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from losskernel.pages.document import embedded, thumbnails, write_page
 
+SIDE, SIDE_OF_NEIGHBORS = 224, 72  # longest side of an image and of those beside it, in pixels
+
 
 @dataclass(frozen=True)
 class Suspects:
@@ -41,8 +43,6 @@ def write_suspects(
     score: str,
     note: str = "",
     images: str | Path | None = None,
-    side: int = 224,
-    neighbor_side: int = 72,
 ) -> None:
     """Write the page.
 
@@ -53,7 +53,6 @@ def write_suspects(
         score: what ranked, in words.
         note: a sentence below the title.
         images: folder of the images; without it there are no pictures.
-        side, neighbor_side: longest side of an image and of those beside it, in pixels.
 
     Raises:
         DataError: an image cannot be read.
@@ -62,7 +61,7 @@ def write_suspects(
     large: dict[str, str] = {}
     small: dict[str, str] = {}
     if images is not None:
-        for found, numbers, pixels in ((large, order, side), (small, beside, neighbor_side)):
+        for found, numbers, pixels in ((large, order, SIDE), (small, beside, SIDE_OF_NEIGHBORS)):
             made = thumbnails(images, [str(inputs.names[i]) for i in numbers], pixels)
             found |= zip(map(str, numbers), made, strict=True)
 

@@ -1,4 +1,4 @@
-"""Chains of SGLD in motion, shared out among workers: processes of the CPU, or GPUs."""
+"""Chains of SGLD in motion, shared out among workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DivergenceError(LossKernelError):
 
 @dataclass(frozen=True)
 class Lane:
-    """What one worker computes with; no two threads share an engine or a device's inputs.
+    """What one worker computes with; no two threads share an engine.
 
     Attributes:
         engine: gradients and losses, on one device.
@@ -52,15 +52,39 @@ class Lane:
         return (InProcess if self.process else InThread)(worker, self.threads)
 
 
+class Workers:
+    """What several workers share: where their methods run, and that their engines are tried first.
+
+    Args:
+        lanes: one a worker.
+        workers: objects with a method ``initial_losses``.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], workers: Sequence[Any]):
+        threads = torch.get_num_threads()
+        self._runners = [lane.runner(worker) for lane, worker in zip(lanes, workers, strict=True)]
+        torch.set_num_threads(threads)  # a worker's number became that of threads yet to start
+        self._places = {id(lane.engine): place for place, lane in enumerate(lanes)}.values()
+
+    def close(self) -> None:
+        """Let threads and processes end."""
+        for runner in self._runners:
+            runner.close()
+
+    def initial_losses(self) -> np.ndarray:
+        """Losses of the probe inputs at the trained weights, ``(input,)``.
+
+        Every engine computes them, so that what is compiled is compiled before the first draw.
+        """
+        replies = [self._runners[place].prepare("initial_losses") for place in self._places]
+        return [reply.result() for reply in replies][0]
+
+
 def update(weights: Tensor, center: Tensor, gradient: Tensor, noise: Tensor, probe: Probe):
     """:func:`losskernel.sampling.probe.sgld_step` in place: the same operations in the same order.
 
-    Args:
-        weights: current weights, ``(chain, parameter)``; overwritten by the next ones.
-        center: trained weights, ``(parameter,)``.
-        gradient: of the mean minibatch loss, as ``weights``; overwritten.
-        noise: standard normal draws, as ``weights``; overwritten.
-        probe: inverse temperature, localization and step size.
+    ``weights``, ``(chain, parameter)``, become the next ones; ``gradient`` and ``noise`` are
+    overwritten.
     """
     drift = (weights - center).mul_(probe.gamma).add_(gradient.mul_(probe.n_beta))
     weights.sub_(drift.mul_(probe.step_size / 2)).add_(noise.mul_(math.sqrt(probe.step_size)))
@@ -69,17 +93,19 @@ def update(weights: Tensor, center: Tensor, gradient: Tensor, noise: Tensor, pro
 class _Worker:
     """The chains of one lane, one row of weights each."""
 
-    def __init__(self, lane: Lane, ids: list[int], probe: Probe, batch_size: int, seed: int):
+    def __init__(
+        self, lane: Lane, ids: list[int], probe: Probe, batch_size: int, block: int, seed: int
+    ):
         self.engine, self._lane, self._ids, self._probe = lane.engine, lane, ids, probe
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._block, self._seed = batch_size, block, seed
         weights = lane.engine.center.repeat(len(ids), 1)
         self.weights = shared_copy(weights) if lane.process else weights
         self._noise = torch.empty_like(weights)
         self._generator = torch.Generator(weights.device)
 
-    def initial_losses(self, block: int) -> np.ndarray:
+    def initial_losses(self) -> np.ndarray:
         """Losses of the probe inputs at the trained weights, ``(input,)``."""
-        return self._losses(self.engine.center[None], block)[0]
+        return self._losses(self.engine.center[None])[0]
 
     def steps(self, running: list[int], first: int, count: int) -> np.ndarray:
         """Take the SGLD steps ``first`` to ``first + count - 1`` of those chains.
@@ -116,20 +142,18 @@ class _Worker:
         chosen = rng.choice(size, self._batch_size, replace=False, shuffle=False)
         return self._lane.data.take(chosen)
 
-    def draw(
-        self, running: list[int], first: int, count: int, block: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, running: list[int], first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Also the losses of the probe inputs after the steps, ``(chain, input)``."""
         batch_losses = self.steps(running, first, count)
         everyone = len(running) == len(self.weights)
         weights = self.weights if everyone else self.weights[running]
-        return batch_losses, self._losses(weights, block)
+        return batch_losses, self._losses(weights)
 
-    def _losses(self, weights: Tensor, block: int) -> np.ndarray:
-        return self.engine.losses(weights, self._lane.probe_inputs, block).numpy()
+    def _losses(self, weights: Tensor) -> np.ndarray:
+        return self.engine.losses(weights, self._lane.probe_inputs, self._block).numpy()
 
 
-class Chains:
+class Chains(Workers):
     """The moving state: the weights of every chain, the step count, and which chains stopped.
 
     Chain ``i`` belongs to worker ``i`` modulo their number. Its draws depend on its own number
@@ -152,25 +176,16 @@ class Chains:
         ids: list[int],
     ):
         lanes = lanes[: len(ids)]
-        self._probe, self._block, self._ids = probe, block, ids
+        self._probe, self._ids = probe, ids
         self._center = lanes[0].engine.center.cpu()
-        threads = torch.get_num_threads()
         self._shares = [list(range(start, len(ids), len(lanes))) for start in range(len(lanes))]
         self._workers = [
-            _Worker(lane, [ids[row] for row in share], probe, batch_size, seed)
+            _Worker(lane, [ids[row] for row in share], probe, batch_size, block, seed)
             for lane, share in zip(lanes, self._shares, strict=True)
         ]
-        self._runners = [
-            lane.runner(worker) for lane, worker in zip(lanes, self._workers, strict=True)
-        ]
-        torch.set_num_threads(threads)  # a worker's number became that of threads yet to start
+        super().__init__(lanes, self._workers)
         self.steps = 0
         self.diverged = np.full(len(ids), -1)
-
-    def close(self) -> None:
-        """Let threads and processes end."""
-        for runner in self._runners:
-            runner.close()
 
     @property
     def weights(self) -> Tensor:
@@ -194,18 +209,6 @@ class Chains:
             worker.weights.copy_(weights[share])
         self.steps, self.diverged[:] = steps, diverged
 
-    def initial_losses(self) -> np.ndarray:
-        """Losses of the probe inputs at the trained weights, ``(input,)``.
-
-        Every engine computes them, so that what is compiled is compiled before the first draw.
-        """
-        engines = {id(worker.engine): place for place, worker in enumerate(self._workers)}
-        replies = [
-            self._runners[place].prepare("initial_losses", self._block)
-            for place in engines.values()
-        ]
-        return [reply.result() for reply in replies][0]
-
     def step(self) -> None:
         """One SGLD step of every running chain."""
         self._advance("steps", 1)
@@ -227,7 +230,7 @@ class Chains:
         Raises:
             DivergenceError: no chain is left.
         """
-        found = self._advance("draw", steps, self._block)
+        found = self._advance("draw", steps)
         inputs = found[0][1][1].shape[1]
         losses = np.full((len(self._ids), inputs), np.nan, np.float32)
         batch_losses = np.full((steps, len(self._ids)), np.nan)
@@ -258,7 +261,7 @@ class Chains:
             mean,
         )
 
-    def _advance(self, method: str, steps: int, *args) -> list[tuple[np.ndarray, Any]]:
+    def _advance(self, method: str, steps: int) -> list[tuple[np.ndarray, Any]]:
         """Call a method of every worker on its running chains, all workers at once.
 
         Returns:
@@ -269,6 +272,6 @@ class Chains:
             running = [place for place, row in enumerate(share) if self.diverged[row] < 0]
             if running:
                 rows = np.array(share)[running]
-                started.append((rows, runner.submit(method, running, self.steps, steps, *args)))
+                started.append((rows, runner.submit(method, running, self.steps, steps)))
         self.steps += steps
         return [(rows, reply.result()) for rows, reply in started]

@@ -69,11 +69,7 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool, gradients: 
             "argmax, rounding and NumPy out of model and loss"
         )
     behavior = settings_attribute(
-        {
-            "losses": whole[0].tolist(),
-            "gradient_norm": norm,
-            "tolerance": _TOLERANCE,
-        }
+        {"losses": whole[0].tolist(), "gradient_norm": norm, "tolerance": _TOLERANCE}
     )
     if not np.isfinite(whole[0]).all():
         return behavior  # the caller says which, of all inputs

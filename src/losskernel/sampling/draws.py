@@ -1,4 +1,4 @@
-"""Independent draws of the Gaussian probe, shared out among workers: processes, or GPUs.
+"""Independent draws of the Gaussian probe, shared out among workers.
 
 The weights of a draw are ``w = w* + gamma^-1/2 z`` with z a standard normal vector that depends on
 the seed and the numbers of chain and draw alone. So draws can be made in any order and by anyone, a
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from losskernel.sampling.chains import DivergenceError, Lane
+from losskernel.sampling.chains import DivergenceError, Lane, Workers
 from losskernel.sampling.engines import SMALL, Engine
 from losskernel.seeds import fill_draw
 
@@ -84,7 +84,7 @@ class _Drawer:
         return self.engine.losses(weights, self._lane.probe_inputs, self._block).numpy()
 
 
-class Draws:
+class Draws(Workers):
     """Draws of several chains, which are no more than names for groups of draws here.
 
     Args:
@@ -110,21 +110,7 @@ class Draws:
         self._gamma, self._ids, self._bound = gamma, ids, bound
         self._count = draws_at_once(lanes[0].engine)
         drawers = [_Drawer(lane, gamma, seed, block, keep) for lane in lanes]
-        threads = torch.get_num_threads()
-        self._runners = [lane.runner(drawer) for lane, drawer in zip(lanes, drawers, strict=True)]
-        torch.set_num_threads(threads)  # a worker's number became that of threads yet to start
-        self._engines = {id(lane.engine): place for place, lane in enumerate(lanes)}
-
-    def close(self) -> None:
-        """Let threads and processes end."""
-        for runner in self._runners:
-            runner.close()
-
-    def initial_losses(self) -> np.ndarray:
-        """Losses of the probe inputs at the trained weights, ``(input,)``, by every engine."""
-        places = self._engines.values()
-        replies = [self._runners[place].prepare("initial_losses") for place in places]
-        return [reply.result() for reply in replies][0]
+        super().__init__(lanes, drawers)
 
     def between(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Draws ``start`` to ``stop - 1`` of every chain, some at a time.
@@ -136,6 +122,8 @@ class Draws:
         Raises:
             DivergenceError: a loss is not finite, or the mean loss of a draw exceeds the bound.
         """
+        if start >= stop:  # its group may reach beyond the last draw
+            return
         groups = range(start - start % self._count, stop, self._count)
         tasks = ((first, chain) for first in groups for chain in self._ids)
         # Two calls wait at every worker, so that none is idle while the others' results are read.

@@ -25,21 +25,14 @@ class Inputs:
             or map-style data set of pairs, read as it is needed; in a ``DataLoader``, of which its
             ``dataset`` and ``collate_fn`` alone are used, if items need one.
         device: where batches are delivered.
-        workers: loader processes for a data set; tensors need none.
 
     Raises:
         DataError: lengths differ, there are no inputs, or the data set has no length.
         ConfigError: the device is not there.
     """
 
-    def __init__(
-        self,
-        data: tuple[Tensor, Tensor] | Dataset,
-        device: torch.device | str = "cpu",
-        workers: int = 0,
-    ):
+    def __init__(self, data: tuple[Tensor, Tensor] | Dataset, device: torch.device | str = "cpu"):
         self.device = usable_device(device)
-        self.workers = workers
         self._tensors: tuple[Any, Any] | None = None
         self._collate = default_collate
         if isinstance(data, DataLoader):
@@ -133,7 +126,6 @@ class Inputs:
         loader = DataLoader(
             self._dataset,
             batch_size=size,
-            num_workers=self.workers,
             collate_fn=self._collated,
             pin_memory=self.device.type == "cuda",
         )
@@ -166,10 +158,10 @@ class Inputs:
     def _send(self, batch: Sequence) -> tuple[Any, Any]:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise _not_pairs(len(batch) if isinstance(batch, (tuple, list)) else 1)
-        return tuple(self._sent(part) for part in batch)
-
-    def _sent(self, part: Any) -> Any:
-        return map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), part)
+        return tuple(
+            map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), part)
+            for part in batch
+        )
 
 
 def _check_finite(pair: Sequence, numbers: Sequence[int]) -> None:

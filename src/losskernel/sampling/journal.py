@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from losskernel.errors import LossKernelError, TraceError
-from losskernel.files import atomic_path, locked
+from losskernel.files import atomic_path, locked, write_json
 from losskernel.sampling.probe import FreeChain, Probe
 from losskernel.trace import behave_alike
 
@@ -93,8 +93,7 @@ class Journal:
     def _check_settings(self, settings: dict) -> None:
         path = self.folder / "settings.json"
         if not path.exists():
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(settings, indent=1, sort_keys=True))
+            write_json(settings, path, indent=1, sort_keys=True)
             return
         try:
             found = json.loads(path.read_text())
@@ -244,8 +243,7 @@ class JournalHead:
         chain_ids: numbers of its chains.
         draws: how many are complete.
         diverged: draw at which a chain diverged, or -1, ``(chain,)``.
-        inputs, parameters: lengths of a chain's row of losses and of weights; None where it is not
-            told.
+        inputs: length of a chain's row of losses; None where it is not told.
     """
 
     folder: Path
@@ -254,7 +252,6 @@ class JournalHead:
     draws: int
     diverged: np.ndarray
     inputs: int | None
-    parameters: int | None
 
     @classmethod
     def read(cls, folder: str | Path):
@@ -268,10 +265,10 @@ class JournalHead:
                 f"{folder}: not the journal of a sampling run; correct the path"
             ) from error
         if (folder / "state.safetensors").exists():
-            draws, diverged, inputs, parameters = _read_state(folder)
+            draws, diverged, inputs = _read_state(folder)
         else:
             draws, diverged = 0, np.full(len(chain_ids), -1)
-            inputs, parameters = settings.get("inputs"), settings.get("parameter_count")
+            inputs = settings.get("inputs")
             if inputs is not None:
                 rows = {"losses.f32": 4 * len(chain_ids) * inputs, "seconds.f64": 8}
                 draws = complete_rows(folder, rows)
@@ -279,7 +276,7 @@ class JournalHead:
             raise TraceError(
                 f"{folder}: no complete draw yet; try again when the run is past its burn-in"
             )
-        return cls(folder, settings, chain_ids, draws, diverged, inputs, parameters)
+        return cls(folder, settings, chain_ids, draws, diverged, inputs)
 
     @property
     def probe(self) -> Probe | FreeChain:
@@ -307,19 +304,12 @@ def journal_losses(folder: str | Path) -> np.ndarray:
     return losses.reshape(shape).swapaxes(0, 1)
 
 
-def _read_state(folder: Path) -> tuple[int, np.ndarray, int | None, int | None]:
-    """Draws, where chains diverged, inputs and parameters, from the state after the last draw."""
+def _read_state(folder: Path) -> tuple[int, np.ndarray, int | None]:
+    """Draws, where chains diverged and inputs, from the state after the last draw."""
     try:
         with safe_open(folder / "state.safetensors", "pt") as file:
-            held = file.keys()
-            inputs = int(file.get_tensor("inputs")) if "inputs" in held else None
-            parameters = file.get_slice("weights").get_shape()[1] if "weights" in held else None
-            return (
-                int(file.get_tensor("draws")),
-                file.get_tensor("diverged").numpy(),
-                inputs,
-                parameters,
-            )
+            inputs = int(file.get_tensor("inputs")) if "inputs" in file.keys() else None
+            return int(file.get_tensor("draws")), file.get_tensor("diverged").numpy(), inputs
     except (OSError, SafetensorError) as error:
         raise TraceError(f"{folder}: unreadable as a journal ({error})") from error
 

@@ -34,8 +34,9 @@ def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "trainab
     """
     if isinstance(model, type) or not hasattr(model, "named_parameters"):
         raise ConfigError(f"model: {model!r} is no network; pass an object of torch.nn.Module")
-    sizes = {name: p.numel() for name, p in model.named_parameters() if _is_weight(p)}
-    trained = [name for name, p in model.named_parameters() if p.requires_grad and name in sizes]
+    named = list(model.named_parameters())
+    sizes = {n: p.numel() for n, p in named if p.is_floating_point() or p.is_complex()}
+    trained = [name for name, p in named if p.requires_grad and name in sizes]
     if patterns == "all":
         patterns = ["*"]
     elif patterns == "trainable":
@@ -61,7 +62,7 @@ def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "trainab
     if not chosen:
         raise ConfigError(f"parameters: {list(patterns)} selects no parameter of the model")
     for name in chosen:
-        if dict(model.named_parameters())[name].is_complex():
+        if dict(named)[name].is_complex():
             raise ConfigError(
                 f"parameters: '{name}' is complex and the probe is of real weights; leave it out "
                 f"with the pattern '!{name}', or keep its real and imaginary parts as parameters"
@@ -82,10 +83,6 @@ def select_among(names: Sequence[str], patterns: str | Sequence[str] = "all") ->
     """As :func:`select_parameters`, from the names alone, of parameters that are all trained."""
     parameters = [(name, torch.empty(0, requires_grad=True)) for name in names]
     return select_parameters(SimpleNamespace(named_parameters=lambda: parameters), patterns)
-
-
-def _is_weight(parameter: Tensor) -> bool:
-    return parameter.is_floating_point() or parameter.is_complex()
 
 
 def layout_fingerprint(shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]) -> str:

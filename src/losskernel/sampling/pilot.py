@@ -55,7 +55,8 @@ class Pilot:
             changes its sign with the displacement: near 1 the kernel is near its linear limit.
         curvature: largest absolute eigenvalue of the Hessian of a minibatch's mean loss at
             perturbed weights, in loss / weight²; 0 for ``n_beta = 0``, where it is not needed.
-        gradient_noise: expected :attr:`losskernel.sampling.gradient_noise.GradientNoise.in_span`.
+        gradient_noise: expected variance that minibatches add to a step over the one injected, in
+            the span of the gradients; see :func:`losskernel.sampling.stability.noise_moments`.
         words: what was found, in sentences, and in three lines which estimator to use when.
     """
 

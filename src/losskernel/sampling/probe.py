@@ -131,9 +131,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class FreeChain:
-    """A chain of SGLD that does not feel the loss: how a trace of an earlier version with
-    ``n_beta = 0`` was sampled, and the law of coupled displacements
-    (:func:`losskernel.gradients.linear_response.write_coupled_displacements`).
+    """A chain of SGLD that does not feel the loss.
+
+    How a trace of an earlier version with ``n_beta = 0`` was sampled.
 
     Args:
         gamma, step_size: as for :class:`Probe`.
@@ -211,9 +211,7 @@ def _check_step(gamma: float, step_size: float | None) -> None:
         )
 
 
-def sgld_step(
-    weights: Tensor, center: Tensor, gradient: Tensor, noise: Tensor, probe: Probe | FreeChain
-):
+def sgld_step(weights: Tensor, center: Tensor, gradient: Tensor, noise: Tensor, probe: Probe):
     """One SGLD step, a pure function of its arguments.
 
     Args:

@@ -112,7 +112,7 @@ def sample_losses(
     loss_bound: float | None = None,
     journal: str | Path | None = None,
     displacements: bool = False,
-    device: str | torch.device | Sequence[str | torch.device] = "cpu",
+    device: str | torch.device = "cpu",
     engine: str = "auto",
     compiled: bool = False,
     workers: int | None = None,
@@ -162,7 +162,7 @@ def sample_losses(
             draw that is made, or the at most 16 of a chain that are made together.
         displacements: keep ``sqrt(gamma) (w - w*)`` of every draw in the journal as float16, two
             bytes a parameter and draw, for :mod:`losskernel.gradients.linear_response`.
-        device: where to compute; several, such as ``["cuda:0", "cuda:1"]``, share the chains.
+        device: where to compute. Several GPUs take jobs of their own, each with its ``chain_ids``.
         engine, compiled: see :func:`losskernel.sampling.engines.make_engine`.
         workers: chains or draws that a CPU makes at once, each with an equal share of PyTorch's
             threads: in forked processes where that share is one thread, on Linux without a GPU,
@@ -206,8 +206,7 @@ def sample_losses(
         raise ConfigError(f"sampling: chain_ids = {chain_ids} must be distinct numbers from 0 up")
     if displacements and journal is None:
         raise ConfigError("sampling: displacements = True needs a journal, where they are kept")
-    devices = [device] if isinstance(device, str | torch.device) else list(device)
-    devices = [usable_device(device) for device in devices]
+    device = usable_device(device)
     names = select_parameters(model, parameters)
     with ExitStack() as stack:
         stack.enter_context(without_tf32())
@@ -215,7 +214,7 @@ def sample_losses(
             (model, loss, names),
             data,
             probe_data,
-            devices,
+            device,
             workers,
             len(chain_ids) * (draws if probe.direct else 1),
             engine,
@@ -229,7 +228,6 @@ def sample_losses(
         behavior = check_losses(first, probe_inputs, default_loss, not probe.direct)
         if probe_data is not None:
             check_data(first, lanes[0].data, default_loss)
-        kept = first.layout.size if displacements else 0
         sampler: Draws | Chains
         if probe.direct:
             bound = (loss_bound, displacements)
@@ -274,19 +272,26 @@ def sample_losses(
             "chain_ids": settings_attribute({"ids": chain_ids}),
             "engine": type(first).__name__,
             "precision": "float32",  # the only one; an older run may have had another
-            **_unusual(loss, devices),
+            **_unusual(loss, device),
             **_beside(model, lanes[0], probe_data is not None),
             "loss_bound": float("inf") if loss_bound is None else float(loss_bound),
         }
-        shape = len(chain_ids), draws, len(probe_inputs)
-        record = _Record(journal, settings, shape, kept, probe.direct)
-        stack.callback(record.close)
-        resumed_at = min(record.done, draws)
+        shape = len(chain_ids), len(probe_inputs)
+        record: Journal | _Memory
+        if journal is None:
+            record = _Memory(*shape, draws)
+        else:
+            kept = first.layout.size if displacements else 0
+            told = {"displacements": "float16"} if displacements else {}
+            record = Journal(journal, settings | told, *shape, kept, probe.direct)
+            stack.callback(record.close)
+        resumed_at = min(record.draws, draws)
         with bar(None, "draws", total=draws, initial=resumed_at, unit="draw", show=progress) as at:
             if isinstance(sampler, Draws):
                 _draw(sampler, record, draws, at)
             else:
-                _run(sampler, record, draws, burn_in, steps_per_draw, loss_bound, at)
+                lengths = draws, burn_in, steps_per_draw
+                _run(sampler, record, lengths, loss_bound, displacements, at)
         losses, batch_losses = record.read(draws)
         seconds = record.seconds(draws)
         found = measured.attributes
@@ -301,7 +306,7 @@ def sample_losses(
         {
             **settings,
             **found,
-            "device": ", ".join(_device_name(device) for device in devices),
+            "device": _device_name(device),
             "threads": torch.get_num_threads(),
             "workers": len(lanes),
             "loss": loss_fingerprint(loss),
@@ -371,10 +376,10 @@ def _check_sampler(probe: Probe, burn_in: int, steps_per_draw: int) -> None:
             )
 
 
-def _draw(sampler: Draws, record: _Record, draws: int, progress: tqdm) -> None:
+def _draw(sampler: Draws, record: Journal | _Memory, draws: int, progress: tqdm) -> None:
     """Make the independent draws that are missing."""
     started = time.perf_counter()
-    for losses, moved in sampler.between(record.done, draws):
+    for losses, moved in sampler.between(record.draws, draws):
         # The time of draws ends before they are saved; that of the next includes the saving.
         started, seconds = time.perf_counter(), time.perf_counter() - started
         record.extend(losses, moved, np.full(len(losses), seconds / len(losses)))
@@ -384,31 +389,40 @@ def _draw(sampler: Draws, record: _Record, draws: int, progress: tqdm) -> None:
 
 def _run(
     sampler: Chains,
-    record: _Record,
-    draws: int,
-    burn_in: int,
-    steps_per_draw: int,
+    record: Journal | _Memory,
+    lengths: tuple[int, int, int],
     loss_bound: float | None,
+    displacements: bool,
     progress: tqdm,
 ) -> None:
-    """Run the chains on, from their start or from where a journal ends."""
+    """Run the chains on, from their start or from where a journal ends.
+
+    Args:
+        lengths: draws, burn-in and steps a draw.
+    """
+    draws, burn_in, steps_per_draw = lengths
     started = time.perf_counter()
     if record.weights is not None:
-        steps = burn_in + record.done * steps_per_draw
+        steps = burn_in + record.draws * steps_per_draw
         sampler.restore(record.weights, steps, record.diverged)
     elif burn_in:
         for _ in bar(range(burn_in), "burn-in", unit="step", show=not progress.disable):
             sampler.step()
-    while record.done < draws:
-        losses, batch_loss = sampler.draw(steps_per_draw, record.done, loss_bound)
+    while record.draws < draws:
+        losses, batch_loss = sampler.draw(steps_per_draw, record.draws, loss_bound)
         started, seconds = time.perf_counter(), time.perf_counter() - started
-        record.append(losses, batch_loss, sampler, seconds)
+        if isinstance(record, _Memory):
+            record.append(losses, batch_loss, seconds)
+        else:
+            moved = sampler.displacements if displacements else None
+            state = sampler.weights, sampler.diverged
+            record.append(losses, batch_loss, *state, moved, seconds)
         progress.update()
         if np.isfinite(losses).any():
             progress.set_postfix(mean_loss=f"{np.nanmean(losses):.4g}", refresh=False)
 
 
-def _unusual(loss: LossPerInput, devices: Sequence[str | torch.device]) -> dict:
+def _unusual(loss: LossPerInput, device: torch.device) -> dict:
     """Settings that name only what differs from the default.
 
     So a journal or a trace made before they were kept still belongs to the same run.
@@ -416,9 +430,8 @@ def _unusual(loss: LossPerInput, devices: Sequence[str | torch.device]) -> dict:
     chosen = {}
     if loss is not cross_entropy:
         chosen["loss"] = loss_fingerprint(loss)
-    kind = torch.device(devices[0]).type
-    if kind != "cpu":  # its generator draws other numbers from the same seed
-        chosen["noise_device"] = kind
+    if device.type != "cpu":  # its generator draws other numbers from the same seed
+        chosen["noise_device"] = device.type
     return chosen
 
 
@@ -442,41 +455,31 @@ def _lanes(
     problem: tuple[nn.Module, LossPerInput, list[str]],
     data: Data,
     probe_data: Data | None,
-    devices: list,
+    device: torch.device,
     workers: int | None,
     most: int,
     engine: str,
     compiled: bool,
     direct: bool,
 ) -> list[Lane]:
-    """One lane a device, or ``workers`` lanes of one CPU that read the same inputs.
+    """A lane a worker; all read the same inputs.
 
     Args:
         most: lanes that there is work for.
         direct: whether they make independent draws.
     """
-    if not devices:
-        raise ConfigError("sampling: device = [] names no device")
-    kinds = {torch.device(device).type for device in devices}
-    if workers is not None and (workers < 1 or (workers > 1 and (devices[1:] or kinds != {"cpu"}))):
-        raise ConfigError(
-            f"sampling: workers = {workers} must be at least 1, and 1 on a GPU or on several "
-            "devices, which share the chains themselves"
-        )
-    if direct and engine == "auto" and kinds == {"cpu"} and has_convolutions(problem[0]):
+    on_cpu = device.type == "cpu"
+    if workers is not None and (workers < 1 or (workers > 1 and not on_cpu)):
+        raise ConfigError(f"sampling: workers = {workers} must be at least 1, and 1 on a GPU")
+    if direct and engine == "auto" and on_cpu and has_convolutions(problem[0]):
         engine = "sequential"
-    lanes = []
-    for device in devices:
-        inputs = Inputs(data, device)
-        probe_inputs = inputs if probe_data is None else Inputs(probe_data, device)
-        example = inputs.take(np.arange(min(2, len(inputs))))
-        runner = make_engine(engine, *problem, example, device, compiled)
-        lanes.append(Lane(runner, inputs, probe_inputs, threads=1))
-    if devices[1:]:
-        return lanes[:most]
+    inputs = Inputs(data, device)
+    probe_inputs = inputs if probe_data is None else Inputs(probe_data, device)
+    example = inputs.take(np.arange(min(2, len(inputs))))
+    runner = make_engine(engine, *problem, example, device, compiled)
     if workers is None:
         side_by_side = (
-            kinds == {"cpu"}
+            on_cpu
             and (direct or isinstance(runner, SequentialEngine))
             and (direct or SMALL_ON_CPU < runner.layout.size)
             and runner.layout.size <= SMALL
@@ -497,68 +500,35 @@ def _lanes(
     return [Lane(runner, inputs, probe_inputs, threads) for runner in runners]
 
 
-class _Record:
-    """Where draws go: a journal on disk, or arrays in memory."""
+class _Memory:
+    """Draws of a run without a journal, as a :class:`Journal` keeps them."""
 
-    def __init__(
-        self, folder, settings: dict, shape: tuple[int, int, int], kept: int, direct: bool
-    ):
-        chains, draws, inputs = shape
-        self._journal = None
-        self._kept = kept  # length of a displacement, 0 to keep none
-        self.weights, self.done, self.diverged = None, 0, np.full(chains, -1)
-        if folder is not None:
-            if kept:
-                settings = {**settings, "displacements": "float16"}
-            self._journal = Journal(folder, settings, chains, inputs, kept, direct)
-            self.weights, self.done = self._journal.weights, self._journal.draws
-            self.diverged = self._journal.diverged
-        else:
-            self._losses = np.empty(shape, np.float32)
-            self._batch_losses = np.full((chains, draws), np.nan)
-            self._seconds = np.empty(draws)
+    weights = None  # nothing to go on from
 
-    def append(
-        self, losses: np.ndarray, batch_loss: np.ndarray, chains: Chains, seconds: float
-    ) -> None:
-        if self._journal is not None:
-            moved = chains.displacements if self._kept else None
-            state = chains.weights, chains.diverged
-            self._journal.append(losses, batch_loss, *state, moved, seconds)
-        else:
-            self._losses[:, self.done] = losses
-            self._batch_losses[:, self.done] = batch_loss
-            self._seconds[self.done] = seconds
-        self.done += 1
+    def __init__(self, chains: int, inputs: int, draws: int):
+        self.draws = 0
+        self._losses = np.empty((chains, draws, inputs), np.float32)
+        self._batch_losses = np.full((chains, draws), np.nan)
+        self._seconds = np.empty(draws)
 
-    def extend(
-        self, losses: np.ndarray, displacements: np.ndarray | None, seconds: np.ndarray
-    ) -> None:
-        """Add independent draws: losses ``(draw, chain, input)``."""
-        if self._journal is not None:
-            self._journal.extend(losses, displacements, seconds)
-        else:
-            rows = slice(self.done, self.done + len(losses))
-            self._losses[:, rows] = losses.swapaxes(0, 1)
-            self._seconds[rows] = seconds
-        self.done += len(losses)
+    def append(self, losses: np.ndarray, batch_losses: np.ndarray, seconds: float) -> None:
+        self._batch_losses[:, self.draws] = batch_losses
+        self.extend(losses[None], None, np.array([seconds]))
+
+    def extend(self, losses: np.ndarray, displacements: None, seconds: np.ndarray) -> None:
+        rows = slice(self.draws, self.draws + len(losses))
+        self._losses[:, rows] = losses.swapaxes(0, 1)
+        self._seconds[rows] = seconds
+        self.draws += len(losses)
 
     def read(self, draws: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._journal is not None:
-            return self._journal.read(draws)
         return self._losses, self._batch_losses
 
     def seconds(self, draws: int) -> np.ndarray:
-        """Seconds that each draw took, ``(draw,)``; NaN where an older journal did not say."""
-        return self._seconds if self._journal is None else self._journal.seconds(draws)
-
-    def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
+        return self._seconds
 
 
-def _device_name(device: str | torch.device) -> str:
-    device = torch.device(device)
+def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.backends.cpu.get_cpu_capability()}"

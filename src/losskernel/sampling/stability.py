@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losskernel.errors import ConfigError
 from losskernel.sampling.engines import Engine
 from losskernel.sampling.inputs import Inputs
 from losskernel.seeds import fill_normal, numpy_generator
@@ -17,11 +16,24 @@ def noise_moments(
 ) -> tuple[float, float]:
     """``tr(C)`` and ``tr(C^2)`` of the covariance of minibatch gradients at ``weights``.
 
-    Returns zeros if a minibatch holds all of the data. Arguments as for
-    :func:`losskernel.sampling.gradient_noise.gradient_noise`.
+    A step of SGLD gets ``(eps n_beta / 2)^2 C`` on top of the ``eps I`` that is injected, so that
+    a chain samples direction u about ``1 + eps n_beta^2 u^T C u / 4`` times too hot. The mean of
+    ``u^T C u`` over all directions is ``tr(C) / parameters``; over those that gradients have, in
+    which losses change, each by its share of the noise, it is ``tr(C^2) / tr(C)``.
+
+    Differences ``D`` of the gradients of two minibatches, over sqrt(2), have covariance C without a
+    mean to subtract; ``|D|^2`` estimates ``tr(C)`` and, for independent ones, ``(D D')^2``
+    estimates ``tr(C^2)``, both without bias.
+
+    Args:
+        engine, data, weights: the model, its training data, and where, ``(parameter,)``.
+        batch_size: inputs a minibatch, drawn without replacement.
+        pairs: differences measured, at least 2; each costs two gradients and the memory of one.
+        seed: of the minibatches.
+
+    Returns:
+        Both traces; zeros if a minibatch holds all of the data.
     """
-    if pairs < 2:
-        raise ConfigError(f"gradient noise: pairs = {pairs} must be at least 2")
     if batch_size >= len(data):
         return 0.0, 0.0
     differences = torch.empty(pairs, len(weights), device=weights.device)

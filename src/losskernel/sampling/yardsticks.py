@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +66,7 @@ def yardsticks(
     spaced = np.linspace(0, len(inputs) - 1, _MOST_INPUTS).round().astype(int)
     for chosen in (np.unique(spaced), np.arange(min(block, len(inputs)))):
         try:
-            x, y = map_tensors(_double, inputs.take(chosen))
+            x, y = map_tensors(lambda t: _real(t, torch.float64).clone(), inputs.take(chosen))
             output = copy(x)
             if logits:
                 guessing = math.log(max(2, output.shape[-1]))
@@ -79,7 +78,3 @@ def yardsticks(
     _, exponent = torch.frexp(center)
     weights = torch.exp2(2.0 * (exponent.double() - 24)).mean() / 12
     return Yardsticks(guessing, rounding, float(weights))
-
-
-def _double(tensor: Tensor) -> Any:
-    return _real(tensor, torch.float64).clone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -45,8 +45,7 @@ def spectral_clusters(graph: scipy.sparse.spmatrix, clusters: int, seed: int = 0
         return model.fit_predict(graph)
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """Of clusters and groups of the same inputs; each is 1 where they are the same partition.
 
     Attributes:
@@ -62,22 +61,6 @@ class Agreement:
     ami: float
 
 
-def purity(clusters: ArrayLike, groups: ArrayLike) -> float:
-    """Share of inputs that belong to the commonest group of their cluster, in (0, 1].
-
-    Args:
-        clusters, groups: (n,) labels.
-
-    Raises:
-        DataError: the lengths differ.
-    """
-    with needs("maps"):
-        from sklearn.metrics.cluster import contingency_matrix
-
-    _check(clusters, groups)
-    return float(contingency_matrix(groups, clusters).max(axis=0).sum() / len(np.asarray(groups)))
-
-
 def agreement(clusters: ArrayLike, groups: ArrayLike) -> Agreement:
     """Purity, normalized and adjusted mutual information (scikit-learn's) of (n,) labels.
 
@@ -86,16 +69,13 @@ def agreement(clusters: ArrayLike, groups: ArrayLike) -> Agreement:
     """
     with needs("maps"):
         from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+        from sklearn.metrics.cluster import contingency_matrix
 
-    _check(clusters, groups)
-    return Agreement(
-        purity(clusters, groups),
-        float(normalized_mutual_info_score(groups, clusters)),
-        float(adjusted_mutual_info_score(groups, clusters)),
-    )
-
-
-def _check(clusters: ArrayLike, groups: ArrayLike) -> None:
     shapes = np.shape(clusters), np.shape(groups)
     if shapes[0] != shapes[1] or len(shapes[0]) != 1:
         raise DataError(f"clusters {shapes[0]} and groups {shapes[1]}: give one label an input")
+    return Agreement(
+        float(contingency_matrix(groups, clusters).max(axis=0).sum() / shapes[1][0]),
+        float(normalized_mutual_info_score(groups, clusters)),
+        float(adjusted_mutual_info_score(groups, clusters)),
+    )

@@ -1,4 +1,4 @@
-"""Mean colors of images, and how much likelier than chance neighbors are of a similar color.
+"""Mean colors of images, and which pairs of images are alike.
 
 Colors are CIELAB coordinates: L* from 0 to 100, a* (green to red) and b* (blue to yellow) from -128
 to 127, white point D50 (the connection space of ICC profiles). Distances there are roughly
@@ -49,27 +49,25 @@ def color_differences(colors: ArrayLike) -> NDArray[np.float64]:
     return np.linalg.norm(colors[:, None] - colors, axis=2)
 
 
-def similar_colors(
-    colors: ArrayLike, quantile: float, labels: ArrayLike | None = None
+def closest_pairs(
+    differences: NDArray, quantile: float, labels: ArrayLike | None = None
 ) -> NDArray[np.bool_]:
-    """Which pairs of inputs are among the closest ``quantile`` of all pairs by color.
+    """Which pairs of inputs are among the closest ``quantile`` of all pairs.
 
     Args:
-        colors: ``(input, 3)`` CIELAB coordinates.
-        quantile: share of the pairs that counts as similar, between 0 and 1; the chance share of
-            similar neighbors.
-        labels: ``(input,)``; pairs of equal label are no pairs: neither counted nor similar.
+        differences: ``(input, input)``, of color or texture.
+        quantile: share of the pairs that counts as alike, between 0 and 1; the chance share of
+            alike neighbors.
+        labels: ``(input,)``; pairs of equal label are no pairs: neither counted nor alike.
 
     Returns:
         ``(input, input)``, symmetric, false on the diagonal.
 
     Raises:
-        DataError: as :func:`color_differences`, ``quantile`` is not between 0 and 1, or there is no
-            pair.
+        DataError: ``quantile`` is not between 0 and 1, or there is no pair.
     """
     if not 0 < quantile < 1:
-        raise DataError(f"color quantile = {quantile} must be between 0 and 1")
-    differences = color_differences(colors)
+        raise DataError(f"quantile of closest pairs = {quantile} must be between 0 and 1")
     names = np.arange(len(differences)) if labels is None else np.asarray(labels)
     pairs = names[:, None] != names
     if not pairs.any():

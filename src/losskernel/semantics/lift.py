@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,32 +21,16 @@ from numpy.typing import ArrayLike, NDArray
 from losskernel.errors import DataError
 
 
-@dataclass(frozen=True)
-class Null:
+class Null(NamedTuple):
     """Distribution of a statistic when labels are permuted.
 
     Attributes:
-        mean: (...) mean over permutations, in the shape of the statistic.
         quantiles: (len(levels), ...) quantiles over permutations.
-        levels: the levels of ``quantiles``.
         samples: (permutations, ...) all values.
     """
 
-    mean: NDArray[np.float64]
     quantiles: NDArray[np.float64]
-    levels: tuple[float, ...]
     samples: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, samples: ArrayLike, levels: Sequence[float]) -> Null:
-        """Summarize ``samples`` (permutations, ...)."""
-        samples = np.asarray(samples, dtype=np.float64)
-        return cls(
-            mean=samples.mean(axis=0),
-            quantiles=np.quantile(samples, levels, axis=0),
-            levels=tuple(levels),
-            samples=samples,
-        )
 
 
 def lift(
@@ -205,11 +190,14 @@ def shuffled_null(
     labels = np.arange(len(neighbors)) if labels is None else np.asarray(labels)
     present, inverse = np.unique(labels, return_inverse=True)
     rng = np.random.default_rng(seed)
-    samples = [
-        statistic(neighbors, depth_matrix, rng.permutation(present)[inverse])
-        for _ in range(permutations)
-    ]
-    return Null.of(samples, levels)
+    samples = np.array(
+        [
+            statistic(neighbors, depth_matrix, rng.permutation(present)[inverse])
+            for _ in range(permutations)
+        ],
+        np.float64,
+    )
+    return Null(np.quantile(samples, levels, axis=0), samples)
 
 
 def rank_correlations(

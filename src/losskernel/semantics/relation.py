@@ -1,7 +1,7 @@
 """A kernel against a relation between its inputs: same color, a common hypernym of some depth.
 
-A relation is a symmetric boolean matrix ``(input, input)``. Pairs are ``i != j``, with ``labels``
-those of unequal label: images of one class share every hypernym by construction.
+A relation is a symmetric boolean matrix ``(input, input)``. Which pairs of inputs count is up
+to the caller: images of one class share every hypernym by construction.
 """
 
 from __future__ import annotations
@@ -12,12 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from losskernel.errors import DataError
-
-
-def pairs(labels: ArrayLike) -> NDArray[np.bool_]:
-    """Pairs of unequal label, ``(input, input)``."""
-    labels = np.asarray(labels)
-    return labels[:, None] != labels
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,17 @@ def depth_lift(
     return Statistic(name, of, False)
 
 
+def without_classes(labels: NDArray, seed: int) -> list[NDArray]:
+    """Inputs that are left, ``(kept,)``, without one part of the classes in turn.
+
+    Parts are random, `PARTS` or as many as there are classes.
+    """
+    classes = np.unique(labels)
+    order = np.random.default_rng(seed).permutation(classes)
+    blocks = np.array_split(order, min(PARTS, len(classes)))
+    return [np.flatnonzero(~np.isin(labels, block)) for block in blocks]
+
+
 def with_errors(
     statistics: Sequence[Statistic],
     r: NDArray,
@@ -84,10 +95,7 @@ def with_errors(
         labels: class of each input, ``(input,)``.
         seed: of the parts.
     """
-    everyone, classes = np.arange(len(labels)), np.unique(labels)
-    order = np.random.default_rng(seed).permutation(classes)
-    blocks = np.array_split(order, min(PARTS, len(classes)))
-    kept = [np.flatnonzero(~np.isin(labels, block)) for block in blocks]
+    everyone, kept = np.arange(len(labels)), without_classes(labels, seed)
     halves = [r, r] if kernel is None else kernel.halves
     rows = []
     for statistic in statistics:

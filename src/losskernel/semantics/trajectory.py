@@ -17,6 +17,7 @@ from losskernel.semantics.lift import lift
 STATISTICS = ("lift", "auc", "conditional_auc", "spearman")
 CHANCE = {"lift": 1.0, "auc": 0.5, "conditional_auc": 0.5, "spearman": 0.0}
 
+_AMPLITUDES = 21  # of a growing kernel, between which its statistics are interpolated
 _MOST_BINS = 2**14  # of similarity; an AUC of more distinct values errs by less than their inverse
 
 
@@ -120,28 +121,81 @@ def _share(part: float, whole: float) -> float:
     return float(part / whole) if whole > 0 else np.nan
 
 
+def growth(
+    similarity: NDArray,
+    labels: NDArray,
+    k: int,
+    depth_matrix: NDArray,
+    depths: Sequence[int],
+    seen: dict[str, NDArray],
+    draws: int,
+    rng: np.random.Generator,
+) -> dict[str, NDArray[np.float64]]:
+    """Curves of one fixed kernel whose amplitude alone grows: the null for an order of depths.
+
+    Lifts of nested depths depend on each other, and deeper ones are of fewer pairs, so that depths
+    may cross in an order though nothing but an amplitude changes. The kernel is
+    ``a R + (1 - a) P R P^T``, R the similarity and P a random permutation of all inputs, which has
+    R's own spread and knows of no label. At every checkpoint a is such that the statistic, averaged
+    over depths, is the one that was seen, or 1 where that is above R's own.
+
+    Args:
+        similarity: R, ``(input, input)``.
+        labels: ``(input,)`` rows of the depth matrix.
+        k: neighbors an input.
+        depth_matrix, depths: as for :meth:`Ranking.profile`.
+        seen: by statistic, ``(step, depth)``.
+        draws: permutations.
+        rng: of them.
+
+    Returns:
+        By statistic, ``(step, draw, depth)``.
+    """
+    shares = np.linspace(0, 1, _AMPLITUDES)
+    found: dict[str, list[NDArray]] = {name: [] for name in seen}
+    for _ in range(draws):
+        order = rng.permutation(len(labels))
+        rest = similarity[np.ix_(order, order)]
+        profiles = [
+            Ranking.of(a * similarity + (1 - a) * rest, labels, k).profile(
+                depth_matrix, labels, depths
+            )
+            for a in shares
+        ]
+        for name, values in seen.items():
+            grid = np.array([profile[name] for profile in profiles])
+            # Noise may lower a mean on the way up; interpolation needs it to rise.
+            rising = np.maximum.accumulate(grid.mean(axis=1))
+            amplitude = np.interp(np.mean(values, axis=1), rising, shares)
+            found[name].append(np.stack([np.interp(amplitude, shares, of) for of in grid.T], 1))
+    return {name: np.stack(curves, axis=1) for name, curves in found.items()}
+
+
 def crossing_step(
-    steps: ArrayLike, values: ArrayLike, baseline: float, share: float = 0.5
+    steps: ArrayLike, values: ArrayLike, baseline: float, share: float = 0.5, of: str = "final"
 ) -> float:
     """The training step at which a growing quantity first reaches a share of its final value.
 
-    The level is ``baseline + share (values[-1] - baseline)``. Between two checkpoints the quantity
-    is taken to be linear in ``log(1 + step)``; step 0 is initialization.
+    The level is ``baseline + share (values[-1] - baseline)``, or with the largest value in place of
+    the last. Between two checkpoints the quantity is taken to be linear in ``log(1 + step)``; step
+    0 is initialization.
 
     Args:
         steps: ``(checkpoint,)``, rising from 0 or more.
         values: ``(checkpoint,)``.
         baseline: value that counts as none.
         share: in (0, 1).
+        of: ``"final"`` or ``"maximum"`` value.
 
     Returns:
-        The step: ``steps[0]`` if it is reached there; NaN if the final value is not above the
-        baseline, or a value is NaN.
+        The step: ``steps[0]`` if it is reached there; NaN if that value is not above the baseline,
+        or a value is NaN.
     """
     steps, values = np.asarray(steps, float), np.asarray(values, float)
-    if not np.isfinite(values).all() or values[-1] <= baseline:
+    top = values.max() if of == "maximum" else values[-1]
+    if not np.isfinite(values).all() or top <= baseline:
         return float("nan")
-    level = baseline + share * (values[-1] - baseline)
+    level = baseline + share * (top - baseline)
     at = int(np.argmax(values >= level))
     if at == 0:
         return float(steps[0])

@@ -185,7 +185,14 @@ def train(
         )
     run = _Run(model, settings, seed)
     if folder is not None:
-        run.identity = _identity(model, inputs, targets, settings, seed, augment)
+        started = {
+            "settings": asdict(settings),
+            "seed": seed,
+            "initialization": state_fingerprint(model),
+            "data": fingerprint([inputs, targets]),
+            **({} if augment is None else {"augment": loss_fingerprint(augment)}),
+        }
+        run.identity = json.dumps(started, sort_keys=True)
         if (latest := Path(folder) / LATEST).exists():
             run.restore(Checkpoint.load(latest), latest.parent)
         elif 0 in checkpoints:
@@ -223,25 +230,6 @@ def train(
     steps.close()
     model.eval()
     return run.log
-
-
-def _identity(
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    settings: TrainingSettings,
-    seed: int,
-    augment: Augment | None,
-) -> str:
-    """What a run is started with, as JSON."""
-    found = {
-        "settings": asdict(settings),
-        "seed": seed,
-        "initialization": state_fingerprint(model),
-        "data": fingerprint([inputs, targets]),
-        **({} if augment is None else {"augment": loss_fingerprint(augment)}),
-    }
-    return json.dumps(found, sort_keys=True)
 
 
 def _batches(

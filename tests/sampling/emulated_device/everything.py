@@ -18,12 +18,16 @@ from torch.utils.data import TensorDataset
 from losskernel import Probe, sample_losses
 from losskernel.data.augmentation import normalized, random_crop_flip
 from losskernel.experiments.mislabel.labels import SeveralLabels
-from losskernel.gradients.linear_response import gram, linear_part, write_coupled_displacements
+from losskernel.gradients.linear_response import gram, linear_part
 from losskernel.gradients.per_sample import gradient_norms, per_sample_gradients
 from losskernel.models.features import penultimate_features
 from losskernel.models.transformer import ArithmeticTransformer
-from losskernel.sampling.gradient_noise import gradient_noise
+from losskernel.sampling.engines import make_engine
+from losskernel.sampling.inputs import Inputs
+from losskernel.sampling.parameters import select_parameters
 from losskernel.sampling.pilot import propose_probe
+from losskernel.sampling.sample import cross_entropy
+from losskernel.sampling.stability import noise_moments
 from losskernel.seeds import fill_normal, torch_seed
 from losskernel.training.train import TrainingSettings, train
 
@@ -71,20 +75,20 @@ def everything(device: str) -> dict[str, np.ndarray]:
         sample(f"losses, {engine}", transformer(), sequences, engine=engine)
         one = {"engine": engine, "device": device}
         found[f"gradient norms, {engine}"] = gradient_norms(transformer(), sequences, **one)
-        noise = gradient_noise(transformer(), sequences, PROBE, 7, **one)
-        found[f"gradient noise, {engine}"] = np.array([noise.per_direction, noise.in_span])
+        inputs, names = Inputs(sequences, device), select_parameters(transformer(), "trainable")
+        made = make_engine(engine, transformer(), cross_entropy, names, inputs.take([0, 1]), device)
+        moments = noise_moments(made, inputs, made.center, 7, 8, 0)
+        found[f"gradient noise, {engine}"] = np.array(moments)
         pilot = propose_probe(transformer(), sequences, rise=0.01, **one)
         found[f"pilot, {engine}"] = np.array([pilot.probe.gamma, pilot.rise])
     sample("losses, convolutions", convolutions(), images)
     sample("losses, a data set", convolutions(), TensorDataset(*images))
-    one_by_one = {"engine": "sequential"}
-    sample("losses, one by one", convolutions(), images, **one_by_one)
-    sample("losses, two devices", convolutions(), images, device=[device, device], **one_by_one)
+    sample("losses, one by one", convolutions(), images, engine="sequential")
     several = SeveralLabels(convolutions(), images[0], 4)
     labels = torch.arange(4).repeat(20)
     sample("losses, all labels", several, images, probe_data=(several.pairs, labels))
     with tempfile.TemporaryDirectory() as folder:
-        journal, coupled, gradients = (Path(folder) / name for name in "jcg")
+        journal, gradients = (Path(folder) / name for name in "jg")
         for draws in (1, 3):  # the second goes on where the first ended
             kept = {"journal": journal, "displacements": True, "draws": draws}
             sample("losses, continued", convolutions(), images, **kept)
@@ -93,9 +97,6 @@ def everything(device: str) -> dict[str, np.ndarray]:
         )
         found["Gram matrix"] = gram(of_inputs, progress=False)
         found["linear part"] = linear_part(of_inputs, journal, progress=False)
-        # Its settings name a device that makes no such noise, other than a GPU.
-        write_coupled_displacements(journal, coupled, progress=False)
-        found["coupled linear part"] = linear_part(of_inputs, coupled, progress=False)
     settings = TrainingSettings(
         steps=4, warmup=1, batch_size=8, evaluate_every=2, learning_rate=0.01
     )

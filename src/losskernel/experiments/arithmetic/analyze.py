@@ -15,7 +15,7 @@ import pandas as pd
 from losskernel.experiments.arithmetic.statistics import SCORES, alignments, confusion, measurements
 from losskernel.experiments.arithmetic.triples import triple_excess
 from losskernel.experiments.claims import measured, write_claims
-from losskernel.files import atomic_path, write_csv
+from losskernel.files import read_npz, write_csv, write_npz
 from losskernel.kernel.covariance import correlation
 from losskernel.kernel.maps import umap_embedding
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
@@ -53,8 +53,7 @@ def measure(
             **measurements(trace),
             **confusion(trace, json.loads(told["network"])["prime"]),
         }
-        with np.load(baseline_path) as stored:
-            found = dict(stored)
+        found = read_npz(baseline_path)
         layers = {
             name.removeprefix("layer_"): found.pop(name)
             for name in list(found)
@@ -161,10 +160,6 @@ def kernel(trace: Path, settings: dict, output: Path) -> None:
     order = np.lexsort([loaded.coordinate(name) for name in ("b", "a", "task")])
     r = correlation(loaded.losses)[np.ix_(order, order)]
     graph = neighbors_by_distance(kernel_distances(r), settings["neighbors"])
-    arrays = {
-        "R": r.astype(np.float32),
-        "embedding": umap_embedding(*graph, seed=settings["seed"]),
-    }
+    arrays = {"R": r.astype(np.float32), "embedding": umap_embedding(*graph, seed=settings["seed"])}
     arrays |= {name: loaded.coordinate(name)[order] for name in ("task", "a", "b")}
-    with atomic_path(output) as temporary:
-        np.savez_compressed(temporary, **arrays)
+    write_npz(output, **arrays)

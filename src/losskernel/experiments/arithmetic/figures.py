@@ -22,6 +22,7 @@ from losskernel.experiments.style import (
     apply_style,
     save_figure,
 )
+from losskernel.files import read_npz
 from losskernel.semantics.separation import pair_blocks
 
 COLORS = {"within addition": BLUE, "within division": ORANGE, "across tasks": GRAY}
@@ -45,8 +46,7 @@ BASELINES = {
 def separation(kernel: Path, networks: Path, curve: Path, output: Path, output_png: Path) -> None:
     """Figure 3: kernel matrix, embedding, R by relation; AUC along gamma and beside baselines."""
     apply_style()
-    with np.load(kernel) as stored:
-        data = dict(stored)
+    data = read_npz(kernel)
     table, along = pd.read_csv(networks), pd.read_csv(curve)
     figure, axes = plt.subplots(2, 3, figsize=(11.5, 6.8), width_ratios=(1.1, 1, 1))
     _matrix(axes[0, 0], data)

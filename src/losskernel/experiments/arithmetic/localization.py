@@ -177,11 +177,8 @@ def localize(settings: dict, seed: int, output: Path) -> None:
 def equivalent_to_zero(values: np.ndarray, margin: float) -> float:
     """P value of the hypothesis that a mean is ``margin`` or more from zero: two one-sided t tests.
 
-    Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15, 657.
-
-    Args:
-        values: one a network, at least 2.
-        margin: in the unit of the values.
+    Of values of 2 networks or more. Schuirmann 1987, Journal of Pharmacokinetics and
+    Biopharmaceutics 15, 657.
     """
     from scipy.stats import t  # here, as it is slow to import
 

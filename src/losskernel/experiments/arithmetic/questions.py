@@ -129,10 +129,7 @@ def figure(
 def _localization(axis, rows: pd.DataFrame) -> None:
     for kind, face in (("mask", None), ("penalty", "none")):
         of_kind = rows[rows["kind"] == kind]
-        for column, color, marker in (
-            ("R_mean_within", BLUE, "o"),
-            ("R_mean_across", GRAY, "^"),
-        ):
+        for column, color, marker in (("R_mean_within", BLUE, "o"), ("R_mean_across", GRAY, "^")):
             name = f"{'within a task' if marker == 'o' else 'across tasks'}, {kind}"
             axis.plot(
                 100 * of_kind["shared"], of_kind[column], marker, color=color, mfc=face, label=name

@@ -103,21 +103,21 @@ def _unit(scales: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: scale / size for name, scale in scales.items()}
 
 
-def reparametrize(settings: dict, weights: Path, training_seed: int, output: Path) -> None:
+def reparametrize(settings: dict, weights: Path, seed: int, output: Path) -> None:
     """CKA of R after rescaling with R before, for both probes, a row an alpha and probe.
 
     All at the gamma of the setting's rise of the mean loss, with draws of their own, so that the
     noise-corrected CKA of equal kernels is 1.
     """
-    model, inputs = trained_network(settings, weights, training_seed)
+    model, inputs = trained_network(settings, weights, seed)
     names = select_parameters(model, settings["parameters"])
-    first = fisher_diagonal(model, inputs, names, training_seed)
+    first = fisher_diagonal(model, inputs, names, seed)
     damping = settings["damping"] * float(torch.cat([f.flatten() for f in first.values()]).mean())
     within = relations(inputs.task.numpy())["within"]
     rows, reference = [], {}
     for number, alpha in enumerate(bar([1.0, *settings["alphas"]], "alphas", unit="alpha")):
         network = rescaled(model, alpha)
-        fisher = fisher_diagonal(network, inputs, names, training_seed)
+        fisher = fisher_diagonal(network, inputs, names, seed)
         probes = {
             "isotropic": {name: torch.ones_like(value) for name, value in fisher.items()},
             "fisher": _unit({name: (value + damping).rsqrt() for name, value in fisher.items()}),
@@ -130,7 +130,7 @@ def reparametrize(settings: dict, weights: Path, training_seed: int, output: Pat
             reference.setdefault(probe, halves)
             rows.append(
                 {
-                    "training_seed": training_seed,
+                    "training_seed": seed,
                     "probe": probe,
                     "alpha": alpha,
                     "gamma": gamma,

@@ -27,7 +27,7 @@ from losskernel.experiments.arithmetic.setup import (
     trained_network,
 )
 from losskernel.experiments.arithmetic.statistics import alignments, limit_aucs, measurements
-from losskernel.files import atomic_path, write_csv
+from losskernel.files import atomic_path, write_csv, write_json, write_npz
 from losskernel.kernel.control_variate import normalize
 from losskernel.kernel.covariance import correlation
 from losskernel.progress import bar
@@ -57,27 +57,26 @@ def train(settings: dict, seed: int, output: Path, output_log: Path) -> None:
                     f"arithmetic seed {seed}: training accuracy on {task_name} is {accuracy:.4f}, "
                     "not 1, after the last step; raise arithmetic.training.steps"
                 )
-    with atomic_path(output_log) as temporary:
-        temporary.write_text(json.dumps(result))
+    write_json(result, output_log)
     with atomic_path(output) as temporary:
         save_file(model.state_dict(), temporary)
 
 
-def sample(settings: dict, weights: Path, training_seed: int, output: Path) -> None:
+def sample(settings: dict, weights: Path, seed: int, output: Path) -> None:
     """Draw the losses around one trained network, at the gamma of the setting's rise."""
-    model, inputs = trained_network(settings, weights, training_seed)
-    seed = settings["sampling_seed"]
-    gamma = gamma_of_rise(model, inputs, settings["rise"], settings["directions"], seed)
-    trace = draw(model, inputs, gamma, settings["draws"], seed, chains=settings["chains"])
+    model, inputs = trained_network(settings, weights, seed)
+    chosen = settings["sampling_seed"]
+    gamma = gamma_of_rise(model, inputs, settings["rise"], settings["directions"], chosen)
+    trace = draw(model, inputs, gamma, settings["draws"], chosen, chains=settings["chains"])
     trace.dataset.attrs |= {
-        "training_seed": training_seed,
+        "training_seed": seed,
         "target_rise": settings["rise"],
         "network": json.dumps(settings["network"]),
     }
     trace.save(output)
 
 
-def baselines(settings: dict, weights: Path, training_seed: int, output: Path) -> None:
+def baselines(settings: dict, weights: Path, seed: int, output: Path) -> None:
     """Other similarities of the same inputs: what the network's kernel has to be compared with.
 
     - ``activations``: cosines of the residual stream before the unembedding.
@@ -89,7 +88,7 @@ def baselines(settings: dict, weights: Path, training_seed: int, output: Path) -
 
     ``layer_<name>`` are the activations of each layer themselves, ``(input, width)``.
     """
-    model, inputs = trained_network(settings, weights, training_seed)
+    model, inputs = trained_network(settings, weights, seed)
     layers = activations(model, inputs)
     last = layers["normalized"]
     centered = last.copy()
@@ -99,21 +98,20 @@ def baselines(settings: dict, weights: Path, training_seed: int, output: Path) -
     found["activations_centered"] = normalize(centered @ centered.T)
     for name, parameters in settings["gradient_groups"].items():
         found[f"gradients_{name}"] = normalize(loss_gram(model, inputs, parameters, output.parent))
-    untrained, seed = network_model(settings["network"], training_seed), settings["sampling_seed"]
-    gamma = gamma_of_rise(untrained, inputs, settings["rise"], settings["directions"], seed)
-    losses = draw(untrained, inputs, gamma, settings["untrained_draws"], seed).losses
+    untrained, chosen = network_model(settings["network"], seed), settings["sampling_seed"]
+    gamma = gamma_of_rise(untrained, inputs, settings["rise"], settings["directions"], chosen)
+    losses = draw(untrained, inputs, gamma, settings["untrained_draws"], chosen).losses
     found["untrained"] = correlation(losses)
     found |= {f"layer_{name}": values for name, values in layers.items()}
-    with atomic_path(output) as temporary:
-        np.savez(temporary, **{name: matrix.astype(np.float32) for name, matrix in found.items()})
+    write_npz(output, **{name: matrix.astype(np.float32) for name, matrix in found.items()})
 
 
-def curve(settings: dict, weights: Path, training_seed: int, output: Path) -> None:
+def curve(settings: dict, weights: Path, seed: int, output: Path) -> None:
     """Separation along gamma for each group of perturbed weights; at infinite gamma the limit.
 
     The same random numbers at every gamma.
     """
-    model, inputs = trained_network(settings, weights, training_seed)
+    model, inputs = trained_network(settings, weights, seed)
     rows, layers = [], activations(model, inputs)
     for group, parameters in bar(list(settings["groups"].items()), "groups", unit="group"):
         for gamma in settings["gammas"]:

@@ -49,8 +49,3 @@ def search(settings: dict, setup: dict, output: Path) -> None:
                 row["failed"] = str(error)
             rows.append(row)
     write_csv(pd.DataFrame(rows), output)
-
-
-def stack(rows: list[Path], output: Path) -> None:
-    """Join the tables of the search."""
-    write_csv(pd.concat([pd.read_csv(row) for row in rows], ignore_index=True), output)

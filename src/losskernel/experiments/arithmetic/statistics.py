@@ -7,18 +7,9 @@ import numpy as np
 from losskernel.data.arithmetic import ADDITION, DIVISION
 from losskernel.kernel.alignment import corrected_cka
 from losskernel.kernel.control_variate import normalize
-from losskernel.kernel.covariance import (
-    correlation,
-    covariance,
-    half_kernels,
-    self_covariance,
-)
+from losskernel.kernel.covariance import correlation, covariance, half_kernels, self_covariance
 from losskernel.kernel.jackknife import jackknife
-from losskernel.semantics.corrected import (
-    corrected_auc,
-    corrected_spread,
-    mean_correlations,
-)
+from losskernel.semantics.corrected import corrected_auc, corrected_spread, mean_correlations
 from losskernel.semantics.separation import pair_auc
 from losskernel.trace import LossTrace
 
@@ -99,11 +90,7 @@ def measurements(trace: LossTrace) -> dict[str, float]:
 
 
 def alignments(trace: LossTrace, layers: dict[str, np.ndarray]) -> dict[str, float]:
-    """CKA of R, without noise and diagonal, with the linear kernel of each layer's activations.
-
-    Args:
-        layers: ``(input, width)`` by name.
-    """
+    """CKA of R, without noise and diagonal, with that of each layer, ``(input, width)`` by name."""
     halves = half_kernels(trace.losses)
     found = {}
     for name, values in layers.items():

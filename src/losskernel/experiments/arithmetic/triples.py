@@ -17,11 +17,7 @@ from losskernel.kernel.covariance import standardized
 
 
 def third_cumulants(losses: NDArray) -> NDArray[np.float64]:
-    """``E[x_i x_j x_k]`` of standardized losses, ``(input, input, input)``, symmetric.
-
-    Args:
-        losses: ``(draw, input)``.
-    """
+    """``E[x_i x_j x_k]``, ``(input, input, input)``, of losses ``(draw, input)``, standardized."""
     unit = standardized(losses, dtype=np.float32) * np.float32(np.sqrt(len(losses)))
     inputs = unit.shape[1]
     found = np.empty((inputs,) * 3)

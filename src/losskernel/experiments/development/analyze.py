@@ -6,19 +6,22 @@ Each function is one rule of ``workflow/rules/development.smk``. What is read ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from losskernel.diagnostics.trend import rank_trend, rank_trend_p
+from losskernel.diagnostics.judge import ERRORS as ERRORS_BEYOND
+from losskernel.diagnostics.trend import rank_trend
 from losskernel.errors import TraceError
 from losskernel.experiments.claims import measured, write_claims
 from losskernel.experiments.development.kernels import SAMPLED
 from losskernel.experiments.development.measure import PARTS, Curves, Measured
-from losskernel.files import atomic_path
+from losskernel.files import write_csv
 from losskernel.kernel.jackknife import jackknife_error
 from losskernel.semantics.trajectory import CHANCE, STATISTICS, crossing_step
 
@@ -26,25 +29,24 @@ FEWEST_DEPTHS = 4  # of which an order is told
 ALL = "all"  # the mean over networks
 SHUFFLED = "shuffled"  # how the names of networks with permuted labels begin
 ERRORS = ("draws", "classes", "networks")  # by what is left out
-_CURVE = ["kernel", "statistic", "from"]  # what tells the curves of a network apart
+SHARES, OF = (0.25, 0.5, 0.75), ("final", "maximum")  # levels at which a depth crosses
+HEADLINE = (0.5, "final")
+_CURVE = ["kernel", "statistic", "share", "of"]  # what tells the crossings of a network apart
 
 
 def analyze(
-    curves: list[Path],
-    settings: dict,
-    output: Path,
-    output_crossings: Path,
-    output_order: Path,
+    curves: list[Path], settings: dict, output: Path, output_crossings: Path, output_order: Path
 ) -> None:
     """Agreement with the hierarchy at every checkpoint, when each depth appears, and in what order.
 
     Of every network, and of the mean curves of those with true labels. Tables: ``output`` one
     number a row (network, kernel, step, statistic, depth) with its errors and the middle 95 % of a
-    null of permuted classes; ``output_crossings`` the step at which each depth crosses half of its
-    final value; ``output_order`` the rank correlation of depth and that step, of the depths whose
-    final value is above 97.5 % of the null. Half of the final value is counted from ``chance``, or
-    from the value at ``initialization``. Errors are by jackknife: over blocks of draws, groups of
-    classes, and networks.
+    null of permuted classes; ``output_crossings`` the step at which each depth crosses a share of
+    its final or largest value, counted from chance, and the same of a kernel whose amplitude alone
+    grows (:func:`losskernel.semantics.trajectory.growth`); ``output_order`` the rank correlation of
+    depth and that step, of the depths whose final value is above 97.5 % of the null of permuted
+    classes, and its null of growth alone. Errors are by jackknife: over groups of pairs of draws,
+    groups of classes, and networks.
 
     Raises:
         TraceError: the networks were measured with other settings or on other inputs.
@@ -76,10 +78,10 @@ def analyze(
     rows += [
         row for key, curve in (by_key | trained).items() for row in _rows(*key, curve, first.depths)
     ]
-    _write(pd.DataFrame(rows), output)
-    crossings, order = _orders(trained, first.depths, settings["seed"])
-    _write(crossings, output_crossings)
-    _write(order, output_order)
+    write_csv(pd.DataFrame(rows), output)
+    crossings, order = _orders(trained, first.depths)
+    write_csv(crossings, output_crossings)
+    write_csv(order, output_order)
 
 
 def _rows(network: str, name: str, curve: Curves, depths: Sequence[int]) -> list[dict]:
@@ -140,17 +142,17 @@ def _left_out(curves: list[Curves]) -> dict[str, list]:
 
 
 def _orders(
-    curves: dict[tuple[str, str], Curves], depths: Sequence[int], seed: int
+    curves: dict[tuple[str, str], Curves], depths: Sequence[int]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables of the crossing steps, a row a depth, and of their order, a row a curve."""
     crossings, orders = [], []
     for (network, name), curve in curves.items():
-        for statistic in STATISTICS:
-            for start in ("chance", "initialization"):
-                key = {"network": network, "kernel": name, "statistic": statistic, "from": start}
-                found = _Crossings.of(curve, statistic, start)
-                crossings += [key | row for row in found.rows(depths)]
-                orders.append(key | found.order(seed))
+        for statistic, share, of in product(STATISTICS, SHARES, OF):
+            key = {"network": network, "kernel": name, "statistic": statistic}
+            key |= {"share": share, "of": of}
+            found = _Crossings.of(curve, statistic, share, of)
+            crossings += [key | row for row in found.rows(depths)]
+            orders.append(key | found.order())
     return pd.DataFrame(crossings), pd.DataFrame(orders)
 
 
@@ -162,21 +164,20 @@ class _Crossings:
         steps: of all inputs and draws.
         resolved: whether a depth's final value is above 97.5 % of the null.
         replicates: of the jackknife, ``(block, depth)``, by what is left out.
+        grown: of the null of growth alone, ``(draw, depth)``.
     """
 
     steps: np.ndarray
     resolved: np.ndarray
     replicates: dict[str, np.ndarray]
+    grown: np.ndarray
 
     @classmethod
-    def of(cls, curve: Curves, statistic: str, start: str) -> _Crossings:
+    def of(cls, curve: Curves, statistic: str, share: float, of: str) -> _Crossings:
         def crossings(values: np.ndarray) -> np.ndarray:
-            chance = CHANCE[statistic] if start == "chance" else None
+            chance = CHANCE[statistic]
             return np.array(
-                [
-                    crossing_step(curve.steps, line, line[0] if chance is None else chance)
-                    for line in values.T
-                ]
+                [crossing_step(curve.steps, line, chance, share, of) for line in values.T]
             )
 
         values = np.array(curve.values[statistic])
@@ -190,25 +191,45 @@ class _Crossings:
                 for part, stored in replicates.items()
                 if stored.size
             },
+            np.array(
+                [crossings(draw) for draw in np.swapaxes(getattr(curve, of)[statistic], 0, 1)]
+            ),
         )
 
     def rows(self, depths: Sequence[int]) -> list[dict]:
-        """The errors are of ``log(1 + step)``."""
+        """All errors are of ``log(1 + step)``.
+
+        ``log_delay``: behind the mean of growth alone; its error is of the step, by all kinds of
+        jackknife together, and of the null, by its spread over draws. ``later``: by two errors.
+        """
         columns = {"depth": depths, "step": self.steps, "resolved": self.resolved}
         for part in ERRORS:
             missing = np.full((1, len(depths)), np.nan)
             errors = jackknife_error(np.log1p(self.replicates.get(part, missing)))
             columns[f"log_error_{part}"] = errors
-        return pd.DataFrame(columns).to_dict("records")
+        table, grown = pd.DataFrame(columns), np.log1p(self.grown)
+        errors = table.filter(like="log_error_").fillna(0)
+        table["grown_step"], table["log_grown_spread"] = np.expm1(grown.mean(0)), grown.std(0)
+        table["log_delay"] = np.log1p(self.steps) - grown.mean(0)
+        table["log_delay_error"] = np.sqrt((errors**2).sum(axis=1) + table["log_grown_spread"] ** 2)
+        table["later"] = table["resolved"] & (
+            table["log_delay"] > ERRORS_BEYOND * table["log_delay_error"]
+        )
+        return table.to_dict("records")
 
-    def order(self, seed: int) -> dict:
-        """Rank correlation of depth and step over the resolved depths, with p and errors."""
+    def order(self) -> dict:
+        """Rank correlation of depth and step over the resolved depths, with errors and null."""
         used = self.resolved & np.isfinite(self.steps)
-        row = {"depths": int(used.sum()), "spearman": np.nan, "p": np.nan}
+        row = {"depths": int(used.sum()), "spearman": np.nan, "grown": np.nan, "grown_high": np.nan}
         row |= {f"error_{part}": np.nan for part in ERRORS}
         if used.sum() < FEWEST_DEPTHS:
             return row
-        row |= {"spearman": _trend(self.steps[used]), "p": rank_trend_p(self.steps[used], seed)}
+        grown = [_trend(draw[used]) for draw in self.grown]
+        row |= {"spearman": _trend(self.steps[used]), "grown": np.mean(grown)}
+        # The draw that the curve itself, were it one of them, would exceed in 2.5 % of cases. Fewer
+        # than 39 draws have none.
+        place = math.ceil(0.975 * (len(grown) + 1))
+        row["grown_high"] = np.sort(grown)[place - 1] if place <= len(grown) else np.nan
         for part, replicates in self.replicates.items():
             trends = np.array([_trend(replicate[used]) for replicate in replicates])
             row[f"error_{part}"] = float(jackknife_error(trends))
@@ -224,55 +245,54 @@ def _trend(crossings: np.ndarray) -> float:
     return rank_trend(found) if len(found) > 1 else 0.0
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
-
-
 def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: Path) -> None:
     """What the trajectory says of the paper's claim, for the comparison."""
     table, numbers = pd.read_csv(order, dtype={"network": str}), pd.read_csv(metrics)
-    headline = settings["headline"]
+    name, statistic = SAMPLED[settings["headline"]["rule"]], settings["headline"]["statistic"]
+    curve = (name, statistic, *HEADLINE)
     network = ALL if (table["network"] == ALL).any() else str(table["network"].iloc[0])
-    of_network = table[table["network"] == network].set_index(_CURVE)
-    name = SAMPLED[headline["rule"]]
-    row = of_network.loc[(name, headline["statistic"], headline["from"])]
+    by_curve = table.set_index(["network", *_CURVE])
+    row = by_curve.loc[(network, *curve)]
     errors = row[[f"error_{part}" for part in ERRORS]].astype(float).dropna()
-    alone = table[table["network"] != ALL].set_index(["network", *_CURVE])["spearman"]
-    each = {
-        f"network {one}": alone.get((one, *row.name), np.nan)
-        for one in alone.index.unique("network")
-    }
+    alone = [one for one in table["network"].unique() if one != ALL]
+    each = {f"network {one}": by_curve["spearman"].get((one, *curve), np.nan) for one in alone}
     top1 = numbers[(numbers["kernel"] == "network") & (numbers["statistic"] == "top1")]
     top1 = top1[~top1["network"].astype(str).str.startswith(SHUFFLED)]
     reached = top1[top1["step"] == top1["step"].max()]["value"].mean()
     steps = np.sort(top1["step"].unique())
-    orders = of_network.xs(headline["from"], level="from")["spearman"].dropna()
     others = {
-        f"{kernel} by {statistic.replace('_', ' ')}": value
-        for (kernel, statistic), value in orders.items()
-        if statistic in ("lift", "conditional_auc")
-        and (kernel, statistic) != (name, headline["statistic"])
+        f"at {share:g} of the {of}": by_curve["spearman"].get((network, name, statistic, share, of))
+        for share, of in product(SHARES, OF)
+        if (share, of) != HEADLINE and (network, name, statistic, share, of) in by_curve.index
     }
     crossed = pd.read_csv(crossings, dtype={"network": str})
-    crossed = crossed[crossed["resolved"] & (crossed["network"] == network)].set_index(_CURVE)
-    crowded = {}
-    if row.name in crossed.index:
-        crowded = _crowded(crossed.loc[[row.name], "step"].dropna(), steps)
+    crossed = crossed[crossed["resolved"] & (crossed["network"] == network)]
+    crossed = crossed[(crossed[_CURVE] == list(curve)).all(axis=1)]
+    late = {
+        f"depth {one.depth} later than growth alone by": one.log_delay
+        for one in crossed[crossed["later"]].itertuples()
+    }
     setting = (
         f"Tiny ImageNet, validation top-1 {reached:.1%}, {len(each)} network(s), {len(steps)} "
-        f"checkpoints; {name}, {headline['statistic']} from {headline['from']}, "
-        f"{int(row['depths'])} depths above shuffled classes; spread: jackknife over "
-        f"{' and '.join(part.removeprefix('error_') for part in errors.index)}"
+        f"checkpoints; {name}, {statistic}, half of the final value, {int(row['depths'])} depths "
+        "above shuffled classes; null: the final kernel, its amplitude alone growing; spread: "
+        "jackknife over "
+        f"{' and '.join(part.removeprefix('error_') for part in errors.index)}; delays in log steps"
     )
-    # An order that permuted depths show as often leaves the claim unresolved.
-    error = float(np.linalg.norm(errors)) if row["p"] < 0.05 else None
     found = measured(
         row["spearman"] if np.isfinite(row["spearman"]) else None,
-        error,
+        float(np.linalg.norm(errors)) if len(errors) else None,
         len(each),
         setting,
-        beside={"permutation p": row["p"], **each, **others, **crowded},
+        null=row["grown_high"] if np.isfinite(row["grown_high"]) else None,
+        beside={
+            "growth alone": row["grown"],
+            "depths later than growth alone": len(late),
+            **late,
+            **each,
+            **others,
+            **_crowded(crossed["step"].dropna(), steps),
+        },
     )
     write_claims({"development.coarse_to_fine": found}, output)
 

@@ -27,7 +27,7 @@ from losskernel.experiments.arithmetic.setup import (
     tables,
 )
 from losskernel.experiments.arithmetic.statistics import alignments, limit_aucs, measurements
-from losskernel.files import atomic_path
+from losskernel.files import atomic_path, read_npz, write_csv, write_npz
 from losskernel.kernel.covariance import correlation
 from losskernel.kernel.learning_coefficient import local_learning_coefficient
 from losskernel.kernel.maps import umap_embedding
@@ -68,8 +68,7 @@ def train(settings: dict, seed: int, folder: Path, output: Path) -> None:
                     model, table.inputs[chosen], table.targets[chosen]
                 )
         rows.append(row)
-    with atomic_path(output) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_csv(pd.DataFrame(rows), output)
 
 
 def sample(
@@ -144,8 +143,7 @@ def measure(
     places = zip(traces, coefficients, limits, strict=True)
     for trace_path, coefficient_path, limit_path in bar(list(places), "traces", unit="trace"):
         trace, other = LossTrace.load(trace_path), LossTrace.load(coefficient_path)
-        with np.load(limit_path) as stored:
-            layers = dict(stored)
+        layers = read_npz(limit_path)
         limit = limit_aucs(layers.pop("gram"), trace.coordinate("task"))
         key = {name: int(trace.attributes[name]) for name in ("training_seed", "step")}
         row = key | accuracies.loc[tuple(key.values())].to_dict() | measurements(trace)
@@ -157,15 +155,13 @@ def measure(
             graph = neighbors_by_distance(distances, settings["neighbors"])
             before = umap_embedding(*graph, seed=settings["seed"], init=before)
             maps.append((key["step"], before))
-    with atomic_path(output) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
-    with atomic_path(output_maps) as temporary:
-        np.savez_compressed(
-            temporary,
-            steps=np.array([step for step, _ in maps]),
-            maps=np.stack([embedding for _, embedding in maps]),
-            task=trace.coordinate("task"),
-        )
+    write_csv(pd.DataFrame(rows), output)
+    write_npz(
+        output_maps,
+        steps=np.array([step for step, _ in maps]),
+        maps=np.stack([embedding for _, embedding in maps]),
+        task=trace.coordinate("task"),
+    )
 
 
 def _coefficient_row(trace: LossTrace) -> dict:

@@ -1,4 +1,4 @@
-"""Figures of experiment 5: map, lift and order of the depths along training; an animated map."""
+"""Figures of experiment 5: lift, order of the depths and maps along training; an animated map."""
 
 from __future__ import annotations
 
@@ -12,80 +12,64 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axis import Axis
 
 from losskernel.data.arithmetic import ADDITION, DIVISION
-from losskernel.experiments.development.analyze import ALL, SHUFFLED
+from losskernel.experiments.development.analyze import ALL, HEADLINE, SHUFFLED
+from losskernel.experiments.development.kernels import FEATURES, SAMPLED
+from losskernel.experiments.imagenet.figures import group_colors, group_legend
 from losskernel.experiments.style import (
     BLUE,
     GRAY,
     GREEN,
-    HIERARCHY,
     ORANGE,
     PURPLE,
-    SKY,
     VERMILION,
     apply_style,
     save_figure,
 )
 from losskernel.files import atomic_path
-from losskernel.semantics.wordnet import OTHER_GROUP
 
-STYLES = {
-    "loss kernel, fixed gamma": (BLUE, "o"),
-    "loss kernel, fixed rise": (SKY, "D"),
-    "gradient cosine": (GREEN, "^"),
-    "feature cosine": (ORANGE, "s"),
-}
-NAMED = {"lift": "lift", "conditional_auc": "conditional AUC"}
-LIFTED = ("loss kernel, fixed gamma", "loss kernel, fixed rise", "feature cosine")
-SHOWN_MAPS = 6
-BETWEEN, PAUSE = 6, 8  # frames of the animation between two checkpoints, and at each
+BETWEEN, PAUSE = 3, 2  # frames of the animation between two checkpoints, and at each
 
 
 def trajectory(
-    metrics: Path, crossings: Path, order: Path, arrays: Path, output: Path, output_png: Path
+    metrics: Path, crossings: Path, arrays: Path, settings: dict, output: Path, output_png: Path
 ) -> None:
-    """Maps in a row; below, lift by depth along training, crossing steps, CKA of checkpoints.
+    """Lift by depth over its final value, crossings beside those of growth alone, and two maps.
 
-    Maps and CKA are of one network, the rest of the mean over networks, if there are several.
+    Maps are of one network, the rest of the mean over networks, if there are several.
     """
     apply_style()
     with np.load(arrays) as stored:
         data = dict(stored)
-    steps = data["steps"]
-    figure = plt.figure(figsize=(12.5, 10.5))
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 3))
-    maps = above.subplots(1, SHOWN_MAPS)
-    lift_axes, order_axes = below.subplots(2, 3)
-    chosen = np.unique(np.linspace(0, len(steps) - 1, SHOWN_MAPS).round().astype(int))
-    for axis in maps[len(chosen) :]:
-        axis.axis("off")
-    for axis, at in zip(maps, chosen, strict=False):
-        points = _scatter(axis, data, data["maps"][0, at])
-        axis.set_title(f"step {steps[at]} (top-1 {data['top1'][at]:.1%})")
-    maps[0].set_ylabel(f"UMAP: {data['map_kernels'][0]}")
-    bar = above.colorbar(points, ax=maps, shrink=0.95, pad=0.01)
-    present = [g for g in np.unique(data["group"]) if data["group_names"][g] != OTHER_GROUP]
-    where = [float(np.median(data["position"][data["group"] == g])) for g in present]
-    order_along = np.argsort(where)
-    # Names nearer than this would lie on each other.
-    far = order_along[np.diff(np.array(where)[order_along], prepend=-1) > 0.06]
-    names = [str(data["group_names"][present[i]]) for i in far]
-    bar.set_ticks([where[i] for i in far], labels=names)
-    bar.set_label("place in the\nWordNet hierarchy")
+    name = SAMPLED[settings["headline"]["rule"]]
     table = pd.read_csv(metrics, dtype={"network": str})
     network = ALL if (table["network"] == ALL).any() else table["network"].iloc[0]
+    crossed = pd.read_csv(crossings, dtype={"network": str})
+    crossed = crossed[(crossed["network"] == network) & (crossed["statistic"] == "lift")]
+    crossed = crossed[
+        (crossed[["share", "of"]] == list(HEADLINE)).all(axis=1) & crossed["resolved"]
+    ]
     lifts = table[(table["statistic"] == "lift") & (table["network"] == network)]
-    lifts = lifts[lifts["kernel"].isin(LIFTED) & lifts["depth"].isin(_every_other(lifts["depth"]))]
-    top = (lifts["value"] + _error(lifts, "error_")).max() * 1.03
-    for axis, name in zip(lift_axes, LIFTED, strict=True):
-        _lift(axis, lifts[lifts["kernel"] == name], steps)
-        axis.set(title=name, ylim=(min(0.8, lifts["value"].min()), top))
+    figure = plt.figure(figsize=(10, 8.5))
+    above, below = figure.subfigures(2, 1)
+    lift_axis, crossing_axis = above.subplots(1, 2)
     own = [one for one in table["network"].unique() if not one.startswith((ALL, SHUFFLED))]
     of = f"mean of {len(own)} networks" if network == ALL else "one network"
-    lift_axes[0].set_ylabel(f"taxonomic lift (1 = chance),\n{of}, ± s.e.")
-    lift_axes[0].legend(title="hypernym depth", frameon=False, loc="upper left")
-    _crossings(order_axes[0], crossings, order, network, "lift", steps)
-    _crossings(order_axes[1], crossings, order, network, "conditional_auc", steps)
-    _similarity(below, order_axes[2], data)
+    chosen = crossed[crossed["kernel"] == name].sort_values("depth")
+    shown = lifts[(lifts["kernel"] == name) & lifts["depth"].isin(_every_other(chosen["depth"]))]
+    _lift(lift_axis, shown, data["steps"])
+    lift_axis.set(title=f"Lift by depth ({of})", ylabel="(lift − 1) / (final lift − 1)")
+    lift_axis.legend(title="hypernym depth", frameon=False, loc="upper left")
+    _crossings(crossing_axis, chosen, crossed[crossed["kernel"] == FEATURES], data["steps"])
+    maps = below.subplots(1, 2)
+    # Between the first and the last crossing, where coarse depths have appeared and fine have not.
+    middle = np.log1p([chosen["step"].min(), chosen["step"].max()]).mean()
+    early = int(np.nanargmin(np.abs(np.log1p(data["steps"]) - middle))) if len(chosen) else 0
+    for axis, at in zip(maps, (early, len(data["steps"]) - 1), strict=True):
+        _scatter(axis, data, data["maps"][at])
+        axis.set_title(
+            f"UMAP of the inputs at step {data['steps'][at]} (top-1 {data['top1'][at]:.1%})"
+        )
+    group_legend(below, loc="outside lower center", ncols=5, fontsize="small")
     save_figure(figure, output, output_png)
 
 
@@ -96,9 +80,7 @@ def _every_other(depths: pd.Series) -> np.ndarray:
 
 def _scatter(axis, data: dict, points: np.ndarray):
     axis.set(xticks=[], yticks=[])
-    return axis.scatter(
-        *points.T, c=data["position"], cmap=HIERARCHY, s=7, vmin=0, vmax=1, linewidths=0
-    )
+    return axis.scatter(*points.T, c=group_colors(data), s=7, linewidths=0)
 
 
 def _step_axis(axis: Axis, steps: np.ndarray) -> None:
@@ -120,21 +102,12 @@ def _lift(axis, rows: pd.DataFrame, steps: np.ndarray) -> None:
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(depths)))
     for depth, color, marker in zip(depths, colors, cycle("osD^v"), strict=False):
         curve = rows[rows["depth"] == depth].sort_values("step")
-        error = _error(curve, "error_")
-        axis.errorbar(
-            curve["step"],
-            curve["value"],
-            error,
-            color=color,
-            marker=marker,
-            ms=4,
-            elinewidth=0.8,
-            label=f"{depth:g}",
-        )
-    deepest = rows[rows["depth"] == depths[-1]].sort_values("step")
-    band = deepest["null_low"], deepest["null_high"]
-    axis.fill_between(deepest["step"], *band, color=GRAY, alpha=0.2, lw=0)
-    axis.axhline(1, color="black", linewidth=0.6)
+        height = curve["value"].iloc[-1] - 1
+        value, error = (curve["value"] - 1) / height, _error(curve, "error_") / height
+        line = {"color": color, "marker": marker, "ms": 3.5, "elinewidth": 0.6}
+        axis.errorbar(curve["step"], value, error, label=f"{depth:g}", **line)
+    for level in (0, HEADLINE[0], 1):
+        axis.axhline(level, color="black", linewidth=0.6, ls=":" if level else "-")
     _step_axis(axis.xaxis, steps)
     axis.set_xlabel("training step (0 = initialization)")
 
@@ -145,53 +118,22 @@ def _error(rows: pd.DataFrame, prefix: str) -> pd.Series:
     return np.sqrt((rows[kinds].fillna(0) ** 2).sum(axis=1))
 
 
-def _crossings(
-    axis, crossings: Path, order: Path, network: str, statistic: str, steps: np.ndarray
-) -> None:
-    table = pd.read_csv(crossings, dtype={"network": str})
-    orders = pd.read_csv(order, dtype={"network": str})
-    chosen = {"network": network, "statistic": statistic, "from": "chance"}
-    for column, value in chosen.items():
-        table, orders = table[table[column] == value], orders[orders[column] == value]
-    trends = orders.set_index("kernel")["spearman"]
-    for shift, (name, (color, marker)) in enumerate(STYLES.items()):
-        own = table[(table["kernel"] == name) & np.isfinite(table["step"])]
-        for resolved, alpha in ((True, 1.0), (False, 0.25)):
-            part = own[own["resolved"] == resolved]
-            error = _error(part, "log_error_")
-            low, high = (np.expm1(np.log1p(part["step"]) + sign * error) for sign in (-1, 1))
-            axis.errorbar(
-                part["depth"] + 0.12 * (shift - 1.5),
-                part["step"],
-                (part["step"] - low.clip(0), high.clip(upper=steps.max()) - part["step"]),
-                fmt=marker,
-                color=color,
-                alpha=alpha,
-                ms=5,
-                elinewidth=0.8,
-            )
-        trend = f"{trends[name]:+.2f}" if np.isfinite(trends.get(name, np.nan)) else "not told"
-        axis.plot([], [], marker, color=color, label=f"{name}: {trend}")
-    _step_axis(axis.yaxis, steps)
-    axis.set(xlabel="hypernym depth", ylabel="step at half of the final value")
-    axis.set_title(f"When each depth appears, by {NAMED[statistic]}\n(± s.e.; faint: within null)")
-    axis.legend(
-        frameon=False,
-        title="rank correlation of depth and step",
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.16),
-    )
-
-
-def _similarity(figure, axis, data: dict) -> None:
-    which = list(data["kernels"]).index(str(data["map_kernels"][0]))
-    image = axis.imshow(data["similarity"][which], cmap="viridis", vmin=0, vmax=1)
-    steps = data["steps"]
-    axis.set_xticks(range(len(steps)), steps, rotation=90)
-    axis.set_yticks(range(len(steps)), steps)
-    axis.set(xlabel="training step", ylabel="training step")
-    axis.set_title("CKA of checkpoints, corrected for noise\n(blank: kernel not above its noise)")
-    figure.colorbar(image, ax=axis, shrink=0.8, label="CKA", extend="both")
+def _crossings(axis, rows: pd.DataFrame, features: pd.DataFrame, steps: np.ndarray) -> None:
+    middle, spread = np.log1p(rows["grown_step"]), 2 * rows["log_grown_spread"]
+    band = np.expm1(middle - spread), np.expm1(middle + spread)
+    axis.fill_between(rows["depth"], *band, color=GRAY, alpha=0.25, lw=0)
+    axis.plot(rows["depth"], rows["grown_step"], color=GRAY, label="growth of one kernel alone")
+    error = _error(rows, "log_error_")
+    low, high = (np.expm1(np.log1p(rows["step"]) + sign * error) for sign in (-1, 1))
+    bars = rows["step"] - low.clip(0), high.clip(upper=steps.max()) - rows["step"]
+    axis.errorbar(rows["depth"], rows["step"], bars, fmt="o", color=BLUE, label="loss kernel")
+    late = rows[rows["later"]]
+    axis.plot(late["depth"], late["step"], "o", color=VERMILION, label="later than growth alone")
+    axis.plot(features["depth"], features["step"], "s", color=ORANGE, mfc="white", label="features")
+    axis.set_yscale("log")
+    axis.set(xlabel="hypernym depth", ylabel="step at half of the final lift")
+    axis.set_title("When each depth appears (± s.e.; band ± 2 sd)")
+    axis.legend(frameon=False, fontsize="small")
 
 
 def animation(arrays: Path, output: Path) -> None:
@@ -199,7 +141,7 @@ def animation(arrays: Path, output: Path) -> None:
     apply_style()
     with np.load(arrays) as stored:
         data = dict(stored)
-    maps, steps = data["maps"][0], data["steps"]
+    maps, steps = data["maps"], data["steps"]
     maps = (maps - maps.mean(axis=1, keepdims=True)) / np.abs(maps).std(axis=(1, 2), keepdims=True)
     frames = [(at, 0.0) for at in range(len(steps)) for _ in range(PAUSE)]
     frames += [
@@ -217,7 +159,7 @@ def animation(arrays: Path, output: Path) -> None:
         at, share = frame
         moved = maps[at] if share == 0 else (1 - share) * maps[at] + share * maps[at + 1]
         points.set_offsets(moved)
-        axis.set_title(f"{data['map_kernels'][0]}\nstep {steps[at]}, top-1 {data['top1'][at]:.1%}")
+        axis.set_title(f"{data['kernel']}\nstep {steps[at]}, top-1 {data['top1'][at]:.1%}")
         return (points,)
 
     drawn = FuncAnimation(figure, draw, frames=frames, blit=False)

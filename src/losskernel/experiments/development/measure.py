@@ -2,8 +2,8 @@
 
 Each function is one rule of ``workflow/rules/development.smk``; none needs images.
 
-Standard errors are of two kinds, both by jackknife: over blocks of draws, and over groups of
-classes. Stretches left out are the same at all checkpoints, so that the errors of what is derived
+Standard errors are of two kinds, both by jackknife: over groups of pairs of draws, and over groups
+of classes. What is left out is the same at all checkpoints, so that the errors of what is derived
 from whole curves, the order of the depths, are had in the same way
 (:mod:`losskernel.experiments.development.analyze`).
 """
@@ -20,22 +20,20 @@ import numpy as np
 
 from losskernel.errors import DataError, TraceError
 from losskernel.experiments.development.kernels import (
-    FEATURES,
     SAMPLED,
     Checkpoint,
     Kernel,
     read_network,
 )
-from losskernel.files import atomic_path
-from losskernel.kernel.alignment import corrected_cka
+from losskernel.files import atomic_path, write_npz
 from losskernel.kernel.maps import umap_embedding
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.progress import bar
 from losskernel.seeds import numpy_generator
-from losskernel.semantics.trajectory import STATISTICS, Ranking
-from losskernel.semantics.wordnet import Hierarchy, coarse_groups, hierarchy_order
+from losskernel.semantics.trajectory import STATISTICS, Ranking, growth
+from losskernel.semantics.wordnet import Hierarchy, coarse_groups
 
-PARTS = ("values", "draws", "classes", "low", "high")
+PARTS = ("values", "draws", "classes", "low", "high", "final", "maximum")
 
 
 @dataclass
@@ -48,7 +46,10 @@ class Curves:
         draws, classes: jackknife replicates by statistic, (step, block, depth); no blocks where a
             kernel has no draws.
         networks: the same of a mean over networks, one left out at a time; else no blocks.
-        low, high: by statistic, the middle 95 % of the null.
+        low, high: by statistic, the middle 95 % of the null of permuted classes.
+        final, maximum: by statistic, (step, draw, depth): the null of
+            :func:`losskernel.semantics.trajectory.growth`, of the last kernel and of the one whose
+            mean lift is largest.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -58,6 +59,8 @@ class Curves:
     networks: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
     low: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
     high: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
+    final: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
+    maximum: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
 
 
 @dataclass
@@ -96,8 +99,7 @@ class Measured:
             "steps": next(iter(self.curves.values())).steps,
             "facts": self.facts,
         }
-        with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, about=json.dumps(about), inputs=self.inputs, **arrays)
+        write_npz(path, about=json.dumps(about), inputs=self.inputs, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Measured:
@@ -129,7 +131,7 @@ class Measured:
 
 
 def measure(
-    states: list[Path], traces: list[Path], hierarchy: Path, settings: dict, output: Path
+    states: list[Path], kernels: list[Path], hierarchy: Path, settings: dict, output: Path
 ) -> None:
     """Agreement of every kernel of a network with the hierarchy, with what its errors need.
 
@@ -140,30 +142,44 @@ def measure(
         TraceError: as :func:`losskernel.experiments.development.kernels.read_network`.
     """
     tree = Hierarchy.from_file(hierarchy)
-    checkpoints = read_network(states, traces)
+    checkpoints = read_network(states, kernels)
     labels = _labels(tree, hierarchy, checkpoints[0])
     present, own = np.unique(labels, return_inverse=True)
     depth = tree.lowest_common_hypernym_depth[np.ix_(present, present)]
     depths = _depths(depth, settings["class_pairs"])
-    names = checkpoints[0].traces["fixed"].coordinate("name")
+    names = checkpoints[0].of_inputs("name")
     found = Measured(checkpoints[0].network, names, settings, depths, {}, [])
     for checkpoint in bar(checkpoints, "checkpoints", unit="checkpoint"):
-        kernels, facts = checkpoint.kernels(settings["seed"])
-        found.facts += facts
-        for name, kernel in kernels.items():
+        found.facts += checkpoint.facts()
+        for name, kernel in checkpoint.kernels().items():
             curve = found.curves.setdefault(name, Curves())
             curve.steps.append(checkpoint.step)
             _measure(curve, kernel, depth, own, depths, settings)
+    for name, curve in bar(list(found.curves.items()), "growth alone", unit="kernel"):
+        largest = int(np.mean(curve.values["lift"], axis=1).argmax())
+        for part, at in (("final", len(checkpoints) - 1), ("maximum", largest)):
+            grown = growth(
+                checkpoints[at].kernels()[name].r,
+                own,
+                settings["neighbors"],
+                depth,
+                depths,
+                {statistic: np.array(of) for statistic, of in curve.values.items()},
+                settings["growth_draws"],
+                numpy_generator(settings["seed"], "resample", 1),
+            )
+            getattr(curve, part).update({s: list(of) for s, of in grown.items()})
     found.save(output)
 
 
 def _labels(tree: Hierarchy, path: Path, checkpoint: Checkpoint) -> np.ndarray:
     """Class of each probe input, as a row of the hierarchy's matrices."""
     position = {wnid: i for i, wnid in enumerate(tree.wnids)}
-    unknown = sorted(set(checkpoint.wnids) - position.keys())
+    wnids = checkpoint.of_inputs("wnid")
+    unknown = sorted(set(wnids) - position.keys())
     if unknown:
         raise DataError(f"{path}: has no class {unknown[0]}; make it of the data's classes")
-    return np.array([position[wnid] for wnid in checkpoint.wnids])
+    return np.array([position[wnid] for wnid in wnids])
 
 
 def _depths(class_depth: np.ndarray, fewest: int) -> list[int]:
@@ -189,7 +205,7 @@ def _measure(
 ) -> None:
     """Add one checkpoint to the curves of a kernel; ``labels`` are rows of ``depth``, all used."""
     k, seed = settings["neighbors"], settings["seed"]
-    ranking = Ranking.of(kernel.similarity, labels, k)
+    ranking = Ranking.of(kernel.r, labels, k)
     classes = np.arange(len(depth))
     rng = numpy_generator(seed, "resample")
     shuffled = [
@@ -202,11 +218,10 @@ def _measure(
     without_classes = []
     for group in groups:
         keep = ~np.isin(labels, group)
-        part = Ranking.of(kernel.similarity[np.ix_(keep, keep)], labels[keep], k)
+        part = Ranking.of(kernel.r[np.ix_(keep, keep)], labels[keep], k)
         without_classes.append(part.profile(depth, labels[keep], depths))
     without_draws = [
-        Ranking.of(similarity, labels, k).profile(depth, labels, depths)
-        for similarity in kernel.without(settings["jackknife_blocks"])
+        Ranking.of(r, labels, k).profile(depth, labels, depths) for r in kernel.left_out
     ]
     value = ranking.profile(depth, labels, depths)
     for name in STATISTICS:
@@ -219,58 +234,40 @@ def _measure(
 
 
 def maps(
-    states: list[Path], traces: list[Path], hierarchy: Path, settings: dict, output: Path
+    states: list[Path], kernels: list[Path], hierarchy: Path, settings: dict, output: Path
 ) -> None:
-    """UMAPs of a network along its training, and the similarity of all pairs of checkpoints.
-
-    Each map begins at the one before. Similarities are those of
-    :func:`losskernel.kernel.alignment.corrected_cka`.
+    """UMAPs (step, input, 2) of a network along its training, each begun at the one before.
 
     Raises:
         DataError, TraceError: as :func:`measure`.
     """
     tree = Hierarchy.from_file(hierarchy)
-    checkpoints = read_network(states, traces)
+    checkpoints = read_network(states, kernels)
     labels = _labels(tree, hierarchy, checkpoints[0])
-    kept: dict[str, list[Kernel]] = {}
-    for checkpoint in bar(checkpoints, "checkpoints", unit="checkpoint"):
-        for name, kernel in checkpoint.kernels(settings["seed"])[0].items():
-            kept.setdefault(name, []).append(kernel)
-    halves = {name: [kernel.halves() for kernel in kernels] for name, kernels in kept.items()}
-    shown = [SAMPLED[settings["headline"]["rule"]], FEATURES]
-    _, position = hierarchy_order(tree)
+    rule = settings["headline"]["rule"]
+    found: list[np.ndarray] = []
+    for checkpoint in bar(checkpoints, "maps", unit="map"):
+        graph = neighbors_by_distance(
+            kernel_distances(checkpoint.stored[rule].r),
+            settings["map_neighbors"],
+            exclude_labels=labels,
+        )
+        found.append(
+            umap_embedding(
+                *graph,
+                seed=settings["seed"],
+                n_epochs=settings["map_epochs"],
+                init=found[-1] if found else None,
+            )
+        )
     group, group_names = coarse_groups(tree)
     with atomic_path(output) as temporary:
         np.savez_compressed(
             temporary,
             steps=np.array([c.step for c in checkpoints]),
             top1=np.array([json.loads(str(c.state["accuracy"]))["top1"] for c in checkpoints]),
-            kernels=np.array(list(kept)),
-            similarity=np.array(
-                [[[corrected_cka(a, b) for b in both] for a in both] for both in halves.values()]
-            ),
-            map_kernels=np.array(shown),
-            maps=np.stack([_maps(kept[name], labels, settings) for name in shown]),
-            position=position[labels],
+            kernel=SAMPLED[rule],
+            maps=np.stack(found).astype(np.float32),
             group=group[labels],
             group_names=np.array(group_names),
-            class_name=np.array(tree.names)[labels],
         )
-
-
-def _maps(kernels: list[Kernel], labels: np.ndarray, settings: dict) -> np.ndarray:
-    """Embeddings (step, input, 2), each begun at the one before."""
-    maps: list[np.ndarray] = []
-    for kernel in bar(kernels, "maps", unit="map"):
-        graph = neighbors_by_distance(
-            kernel_distances(kernel.similarity), settings["map_neighbors"], exclude_labels=labels
-        )
-        maps.append(
-            umap_embedding(
-                *graph,
-                seed=settings["seed"],
-                n_epochs=settings["map_epochs"],
-                init=maps[-1] if maps else None,
-            )
-        )
-    return np.stack(maps)

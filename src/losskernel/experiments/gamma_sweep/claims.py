@@ -8,7 +8,16 @@ import numpy as np
 import pandas as pd
 
 from losskernel.experiments.claims import measured, reported, write_claims
-from losskernel.experiments.gamma_sweep.analyze import COLOR, COLOR_LIFT, HIERARCHY, LIFT, MAGNITUDE
+from losskernel.experiments.gamma_sweep.analyze import (
+    COLOR,
+    COLOR_LIFT,
+    HIERARCHY,
+    LIFT,
+    MAGNITUDE,
+    TEXTURE,
+    TEXTURE_LIFT,
+    all_errors,
+)
 
 
 def claims(metrics: Path, settings: dict, output: Path) -> None:
@@ -28,6 +37,7 @@ def claims(metrics: Path, settings: dict, output: Path) -> None:
         "gamma.effective_maximum": measured(gammas[-1], None, None, scale),
         "gamma.hierarchy_lift": _change(table, LIFT, (HIERARCHY, MAGNITUDE), scale),
         "gamma.colour_lift": _change(table, COLOR_LIFT, (COLOR,), scale),
+        "gamma.texture_lift": _change(table, TEXTURE_LIFT, (TEXTURE,), scale),
         "gamma.convergence": measured(
             None,
             None,
@@ -41,13 +51,12 @@ def claims(metrics: Path, settings: dict, output: Path) -> None:
 
 
 def small(metrics: Path, settings: dict, output: Path) -> None:
-    """Rows of the sweep of the small network, whose chains have eps gamma = 0.5."""
+    """Rows of the sweep of the small networks, means over them."""
     table = pd.read_csv(metrics)
+    networks = ", ".join(map(str, settings["training_seeds"]))
     scale = (
-        f"last checkpoint of network {settings['training_seed']} of development (Tiny ImageNet), "
-        f"n_beta={settings['n_beta']:g}, eps gamma={settings['relaxation']:g}, "
-        f"{settings['chains']} chains x {settings['draws'] - settings['discard']} draws; "
-        f"{_scale(table)}"
+        f"last checkpoint of network(s) {networks} of development (Tiny ImageNet), Gaussian probe, "
+        f"{settings['pairs']} pairs of gradients; {_scale(table)}"
     )
     found = {
         "gamma.small_hierarchy": _change(table, LIFT, (HIERARCHY, MAGNITUDE), scale),
@@ -71,15 +80,16 @@ def _scale(table: pd.DataFrame) -> str:
 def _change(table: pd.DataFrame, lift: str, correlations: tuple[str, ...], scale: str) -> dict:
     """From the lowest gamma to the highest; correlations without noise stand beside the lift."""
     change = table[table.statistic == f"change of {lift}"].iloc[0]
-    beside = {}
+    known = not np.isnan(change.get("error_networks", np.nan))
+    among, beside = ", error over networks" if known else "", {}
     for name in (lift, *correlations):
         for row in table[table.statistic == name].sort_values("gamma").itertuples():
             where = f"gamma {row.gamma:g}" if np.isfinite(row.gamma) else "the exact limit"
             beside[f"{name} at {where}"] = row.value
     return measured(
         change.value,
-        float(np.hypot(change.error_draws, change.error_classes)),
+        float(all_errors(change)),
         len(_gammas(table)),
-        f"{scale}; spread: jackknife over draws and over classes",
+        f"{scale}; spread: jackknife over draws and over classes{among}",
         beside=beside,
     )

@@ -16,6 +16,9 @@ from losskernel.experiments.gamma_sweep.analyze import (
     LIFT,
     MAGNITUDE,
     OPPOSED,
+    TEXTURE,
+    TEXTURE_LIFT,
+    all_errors,
 )
 from losskernel.experiments.style import (
     BLUE,
@@ -39,17 +42,20 @@ def sweep(metrics: Path, output: Path, output_png: Path) -> None:
     def curve(axis, statistic: str, label: str, **style) -> None:
         rows = table[(table.statistic == statistic) & table.gamma.notna()]
         rows = rows.sort_values("gamma", ascending=False)
-        error = np.hypot(rows.error_draws.fillna(0), rows.error_classes.fillna(0))
-        axis.errorbar(rows.gamma.map(place), rows.value, error, label=label, ms=5, **style)
+        axis.errorbar(
+            rows.gamma.map(place), rows.value, all_errors(rows), label=label, ms=5, **style
+        )
 
     curve(axes[0, 0], HIERARCHY, "WordNet, signed R", color=BLUE, marker="o")
     curve(axes[0, 0], MAGNITUDE, "WordNet, |R|", color=BLUE, marker="o", ls=":", mfc="white")
     curve(axes[0, 0], COLOR, "likeness of mean color, signed R", color=VERMILION, marker="s")
+    curve(axes[0, 0], TEXTURE, "likeness of texture, signed R", color=ORANGE, marker="D")
     axes[0, 0].set(ylabel="correlation over pairs", title="What R follows (without noise)")
     axes[0, 0].axhline(0, color="black", linewidth=0.6)
     curve(axes[0, 1], LIFT, "nearest, hierarchy", color=BLUE, marker="o")
     curve(axes[0, 1], OPPOSED, "most opposed, hierarchy", color=GREEN, marker="^")
     curve(axes[0, 1], COLOR_LIFT, "nearest, color", color=VERMILION, marker="s")
+    curve(axes[0, 1], TEXTURE_LIFT, "nearest, texture", color=ORANGE, marker="D")
     axes[0, 1].set(ylabel="lift (1 = chance; noise lowers it)", title="Neighbors")
     axes[0, 1].axhline(1, color="black", linewidth=0.6)
     bins = [name for name in table.statistic.unique() if name.startswith(BY_DEPTH)]

@@ -16,27 +16,16 @@ from numpy.typing import NDArray
 
 from losskernel.experiments.imagenet.kernels import LIMIT, Sources, name_of
 from losskernel.experiments.imagenet.measures import LEVELS, Measures, Rows, distances, table
-from losskernel.files import atomic_path, write_csv
+from losskernel.files import write_csv, write_npz
 from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.maps import umap_embedding
 from losskernel.kernel.neighbors import neighbors_by_distance
 from losskernel.pages.document import thumbnails
 from losskernel.pages.map import Inputs, View, view, write_map
-from losskernel.pages.sources import read_kernel
 from losskernel.progress import bar
 from losskernel.semantics.lift import region_lift
-from losskernel.semantics.statistics import (
-    Statistic,
-    correlation,
-    depth_lift,
-    with_errors,
-)
-from losskernel.semantics.wordnet import (
-    Hierarchy,
-    coarse_groups,
-    hierarchy_order,
-    subtree_members,
-)
+from losskernel.semantics.statistics import Statistic, correlation, depth_lift, with_errors
+from losskernel.semantics.wordnet import Hierarchy, coarse_groups, hierarchy_order, subtree_members
 
 
 def analyze(
@@ -83,14 +72,13 @@ def analyze(
     _, position = hierarchy_order(tree)
     leaf = np.argsort(position[labels], kind="stable")
     depth = tree.lowest_common_hypernym_depth
-    with atomic_path(output) as temporary:
-        np.savez_compressed(
-            temporary,
-            R=sources.main.r[np.ix_(leaf, leaf)].astype(np.float16),
-            hierarchy_depth=depth[np.ix_(labels[leaf], labels[leaf])].astype(np.int8),
-            gamma=sources.headline,
-            reliability=sources.main.reliability[1],
-        )
+    write_npz(
+        output,
+        R=sources.main.r[np.ix_(leaf, leaf)].astype(np.float16),
+        hierarchy_depth=depth[np.ix_(labels[leaf], labels[leaf])].astype(np.int8),
+        gamma=sources.headline,
+        reliability=sources.main.reliability[1],
+    )
 
 
 def _headline(sources: Sources, tree: Hierarchy, settings: dict) -> pd.DataFrame:
@@ -190,18 +178,17 @@ def embed(
         )
     write_csv(pd.concat(tables), output_regions)
     group, group_names = coarse_groups(tree)
-    with atomic_path(output) as temporary:
-        np.savez_compressed(
-            temporary,
-            kernels=np.array(list(maps)),
-            embeddings=np.stack(list(maps.values())),
-            label=labels,
-            class_name=np.array(tree.names)[labels],
-            group=group[labels],
-            group_names=np.array(group_names),
-            name=sources.names,
-            headline=name_of(sources.headline),
-        )
+    write_npz(
+        output,
+        kernels=np.array(list(maps)),
+        embeddings=np.stack(list(maps.values())),
+        label=labels,
+        class_name=np.array(tree.names)[labels],
+        group=group[labels],
+        group_names=np.array(group_names),
+        name=sources.names,
+        headline=name_of(sources.headline),
+    )
 
 
 def browse(
@@ -212,27 +199,15 @@ def browse(
     output: Path,
     limit: Path | None = None,
     images: Path | None = None,
-    further: list[str] | None = None,
 ) -> None:
-    """The maps as one page for the browser; with ``images``, small copies of them are in it.
-
-    ``further`` are more kernels, as NAME=FILE; see :func:`losskernel.pages.sources.read_kernel`.
-    """
+    """The maps as one page for the browser; with ``images``, small copies of them are in it."""
     sources = Sources.load(kernels, features, limit, settings["headline"])
     tree, labels, names = Hierarchy.from_file(hierarchy), sources.labels, sources.names.astype(str)
-    shown = [
-        (name, [(slice(None), r)], sources.variances.get(name))
-        for name, r in sources.kernels.items()
-    ]
-    for text in further or []:
-        file = read_kernel(text)
-        file.match(names)
-        shown.append((file.name, file.blocks(), file.self_covariance))
     views: list[View] = []
-    for name, blocks, variance in bar(shown, "maps", unit="map"):
-        first = views[0] if views else None
+    for name, r in bar(sources.kernels.items(), "maps", unit="map"):
+        first, variance = views[0] if views else None, sources.variances.get(name)
         near, seed = settings["map_neighbors"], settings["seed"]
-        views.append(view(name, blocks, labels, near, seed, variance, first))
+        views.append(view(name, [(slice(None), r)], labels, near, seed, variance, first))
     loss = sources.main.initial_losses.astype(float)
     write_map(
         Inputs(names, np.array(tree.names)[labels], loss, tree, labels),

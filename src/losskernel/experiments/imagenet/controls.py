@@ -19,11 +19,11 @@ from PIL import Image
 from losskernel.data.tiny_imagenet import load_tiny_imagenet
 from losskernel.errors import DataError
 from losskernel.experiments.imagenet.kernels import FEATURES, LIMIT, feature_kernel
-from losskernel.files import atomic_path, write_csv
+from losskernel.files import atomic_path, write_csv, write_npz
 from losskernel.gradients.linear_response import gram
 from losskernel.gradients.per_sample import Gradients
 from losskernel.kernel.control_variate import normalize
-from losskernel.kernel.covariance import correlation, covariance, self_covariance
+from losskernel.kernel.covariance import covariance, self_covariance
 from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.kernel.stored import StoredKernel
@@ -34,7 +34,6 @@ from losskernel.trace import LossTrace
 
 LEVELS = (0.025, 0.975)
 SURE = 0.1  # nats
-SIZES = (5, 10, 20)  # draws of an estimate, beside half of all
 
 
 def tiny_images(archive: Path, per_class: int, output: Path) -> None:
@@ -53,13 +52,12 @@ def limit(gradients: Path, output: Path) -> None:
     """Gram matrix of the gradients, its lower triangle row by row: half the size of the matrix."""
     loaded = Gradients.load(gradients)
     matrix = gram(loaded)
-    with atomic_path(output) as temporary:
-        np.savez_compressed(
-            temporary,
-            triangle=matrix[np.tril_indices(len(matrix))].astype(np.float32),
-            inputs_sha256=loaded.inputs_sha256,
-            weights_sha256=loaded.weights_sha256,
-        )
+    write_npz(
+        output,
+        triangle=matrix[np.tril_indices(len(matrix))].astype(np.float32),
+        inputs_sha256=loaded.inputs_sha256,
+        weights_sha256=loaded.weights_sha256,
+    )
 
 
 def measure(
@@ -110,9 +108,7 @@ def _inputs(path: Path) -> str:
         return str(stored["inputs_sha256"])
 
 
-def direct_draws(
-    kernels: list[Path], traces: list[Path], settings: dict, output: Path, output_cost: Path
-) -> None:
+def direct_draws(kernels: list[Path], traces: list[Path], settings: dict, output: Path) -> None:
     """Kernels by gradients against the losses of independent draws, at the gammas of both.
 
     ``output``: gamma, draws, inputs, statistic, value, standard_error. ``slope``: of K by losses on
@@ -122,9 +118,6 @@ def direct_draws(
     sure`` and ``variance, unsure``: median over inputs of the ratio of variances, of losses below
     :data:`SURE` at the trained weights and above. Errors by the jackknife over
     ``settings["jackknife_blocks"]`` blocks of draws; those of the pairs are left out.
-    ``output_cost``: gamma, rise, estimator, size (draws or pairs of one estimate), seconds an input
-    and draw or pair, reliability (correlation over pairs of inputs of R from two disjoint sets of
-    that size).
 
     Args:
         kernels: by gradient pairs.
@@ -135,7 +128,7 @@ def direct_draws(
         DataError: a trace has images that the kernels have not.
     """
     stored = {kernel.gamma: kernel for kernel in map(StoredKernel.load, kernels)}
-    tables, costs = [], []
+    tables = []
     for path in bar(traces, "direct draws", unit="gamma"):
         trace = LossTrace.load(path)
         kernel = stored.get(json.loads(trace.attributes["probe"])["gamma"])
@@ -178,20 +171,7 @@ def direct_draws(
                 }
             )
         )
-        facts = {"gamma": kernel.gamma, "rise": kernel.rise[0]}
-        seconds = trace.attributes["seconds"] / trace.attributes["seconds_draws"] / len(names)
-        largest = losses.shape[1] // 2
-        for size in sorted({*(s for s in SIZES if s < largest), largest}):
-            half = (losses[:, :size], losses[:, largest : largest + size])
-            agree = _agreement(*map(correlation, half))
-            costs.append((*facts.values(), "losses", size, seconds, agree))
-        pairs = kernel.attributes["pairs"]
-        seconds = kernel.attributes["seconds"] / pairs / len(kernel.r)
-        agree = _agreement(*halves)
-        costs.append((*facts.values(), "gradient pairs", pairs / 2, seconds, agree))
     write_csv(pd.concat(tables), output)
-    columns = [*facts, "estimator", "size", "seconds", "reliability"]
-    write_csv(pd.DataFrame(costs, columns=columns), output_cost)
 
 
 def _slope(losses: NDArray, first: NDArray, second: NDArray) -> float:
@@ -199,11 +179,6 @@ def _slope(losses: NDArray, first: NDArray, second: NDArray) -> float:
     above = np.triu_indices(len(losses), 1)
     y, a, b = (matrix[above] - matrix[above].mean() for matrix in (losses, first, second))
     return float((y @ a + y @ b) / 2 / (a @ b))
-
-
-def _agreement(first: NDArray, second: NDArray) -> float:
-    above = np.triu_indices(len(first), 1)
-    return float(np.corrcoef(first[above], second[above])[0, 1])
 
 
 def _gram(path: Path, inputs: int) -> np.ndarray:

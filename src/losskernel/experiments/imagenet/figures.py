@@ -23,6 +23,7 @@ from losskernel.experiments.style import (
     log_axis,
     save_figure,
 )
+from losskernel.files import read_npz
 
 # Groups of the hierarchy in eight colors; what is not named is an artifact, or none of these.
 GROUPS = {
@@ -69,12 +70,14 @@ def _ordered(kernels) -> list[str]:
     return [name for name in styles(list(kernels)) if name in set(kernels)]
 
 
-def _group_colors(data: dict) -> np.ndarray:
+def group_colors(data: dict) -> np.ndarray:
+    """Color of each input by its ``group``, a place in ``group_names``."""
     colors = {part: color for color, parts in GROUPS.values() for part in parts}
     return np.array([colors.get(str(data["group_names"][g]), "0.75") for g in data["group"]])
 
 
-def _legend(target, **options) -> None:
+def group_legend(target, **options) -> None:
+    """A legend of these colors on an axis or a figure."""
     handles = [
         Line2D([], [], color=color, marker="o", ls="", ms=5, label=name)
         for name, (color, _) in GROUPS.items()
@@ -93,10 +96,9 @@ def _described(kernel: str, headline: pd.DataFrame) -> str:
 def kernels(arrays: Path, headline: Path, output: Path, output_png: Path) -> None:
     """The maps of all kernels, from the exact limit on: the hierarchy comes in."""
     apply_style()
-    with np.load(arrays) as stored:
-        data = dict(stored)
+    data = read_npz(arrays)
     facts, names = pd.read_csv(headline), [str(name) for name in data["kernels"]]
-    order, colors = _ordered(names), _group_colors(data)
+    order, colors = _ordered(names), group_colors(data)
     columns = 3
     lines = -(-(len(order) + 1) // columns)
     figure, grid = plt.subplots(lines, columns, figsize=(3.7 * columns, 3.5 * lines))
@@ -108,18 +110,17 @@ def kernels(arrays: Path, headline: Path, output: Path, output_png: Path) -> Non
         axis.set_title(_described(name, facts), fontsize="medium")
     for axis in axes[len(order) :]:
         axis.axis("off")
-    _legend(axes[len(order)], loc="center", title="class of the image", fontsize="medium")
+    group_legend(axes[len(order)], loc="center", title="class of the image", fontsize="medium")
     save_figure(figure, output, output_png)
 
 
 def map(arrays: Path, regions: Path, headline: Path, output: Path, output_png: Path) -> None:
     """The map of the headline's kernel with names, and how concentrated regions are by kernel."""
     apply_style()
-    with np.load(arrays) as stored:
-        data = dict(stored)
+    data = read_npz(arrays)
     table, facts = pd.read_csv(regions), pd.read_csv(headline)
     names, chosen = [str(name) for name in data["kernels"]], str(data["headline"])
-    points, colors = data["embeddings"][names.index(chosen)], _group_colors(data)
+    points, colors = data["embeddings"][names.index(chosen)], group_colors(data)
     figure, axes = plt.subplots(1, 2, figsize=(13, 6.6), width_ratios=(1.25, 1))
     axes[0].scatter(*points.T, c=colors, s=12, linewidths=0)
     for i in _spread_out(points, NAMES):
@@ -135,7 +136,9 @@ def map(arrays: Path, regions: Path, headline: Path, output: Path, output_png: P
         )
     axes[0].set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     axes[0].set_title(f"UMAP of R, {_described(chosen, facts)}")
-    _legend(axes[0], loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=3, fontsize="small")
+    group_legend(
+        axes[0], loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=3, fontsize="small"
+    )
     shown = [name for name in (LIMIT, chosen, FEATURES) if name in names]
     found = list(table.region.unique())[::-1]
     look = styles(names)
@@ -185,8 +188,7 @@ def _spread_out(points: np.ndarray, count: int) -> list[int]:
 def matrix(arrays: Path, output: Path, output_png: Path) -> None:
     """Normalized kernel and depth of the lowest common hypernym, both in hierarchy order."""
     apply_style()
-    with np.load(arrays) as stored:
-        data = dict(stored)
+    data = read_npz(arrays)
     r, depth = data["R"].astype(float), data["hierarchy_depth"].astype(float)
     off = ~np.eye(len(r), dtype=bool)
     figure, axes = plt.subplots(1, 3, figsize=(15.5, 5))
@@ -226,7 +228,7 @@ def lift(statistics: Path, output: Path, output_png: Path) -> None:
     """Lift of the nearest and of the most opposed inputs by depth, at one number of neighbors."""
     apply_style()
     table = pd.read_csv(statistics)
-    look, k = styles(list(table.kernel.unique())), _neighbors_shown(table)
+    look, k = styles(list(table.kernel.unique())), table[table.statistic == "opposed_lift"].k.max()
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True)
     for axis, statistic, title in (
         (axes[0], "lift", f"{k:g} nearest (largest R)"),
@@ -257,11 +259,6 @@ def lift(statistics: Path, output: Path, output_png: Path) -> None:
         title_fontsize="small",
     )
     save_figure(figure, output, output_png)
-
-
-def _neighbors_shown(table: pd.DataFrame) -> int:
-    ks = sorted(table[table.statistic == "opposed_lift"].k.unique())
-    return ks[-1]
 
 
 def semantics(statistics: Path, headline: Path, output: Path, output_png: Path) -> None:
@@ -387,32 +384,4 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
             title=CONTROLS[control],
         )
         axis.legend(frameon=False, fontsize="small", loc="upper left")
-    save_figure(figure, output, output_png)
-
-
-def estimators(cost: Path, output: Path, output_png: Path) -> None:
-    """Reliability of R against the seconds that it takes, by losses and by gradient pairs.
-
-    Points are measured, lines follow from the point of the largest size by the formula of Spearman
-    and Brown: n times the work brings a reliability r to ``n r / (1 + (n - 1) r)``.
-    """
-    apply_style()
-    table = pd.read_csv(cost)
-    gammas = sorted(table.gamma.unique(), reverse=True)
-    figure, axes = plt.subplots(
-        1, len(gammas), figsize=(4.2 * len(gammas), 4), sharey=True, squeeze=False
-    )
-    seconds = np.geomspace(0.05, 2000, 200)
-    for axis, gamma in zip(axes[0], gammas, strict=True):
-        for name, color, marker in (("losses", ORANGE, "s"), ("gradient pairs", BLUE, "o")):
-            rows = table[(table.gamma == gamma) & (table.estimator == name)].sort_values("size")
-            axis.plot(rows["size"] * rows.seconds, rows.reliability, marker, color=color)
-            last = rows.iloc[-1]
-            more = seconds / (last["size"] * last.seconds)
-            line = more * last.reliability / (1 + (more - 1) * last.reliability)
-            axis.plot(seconds, line, color=color, label=name)
-        axis.set(xscale="log", xlabel="seconds of one core an input", ylim=(0, 1))
-        axis.set_title(f"γ = {gamma:,.0f}: loss + {rows.rise.iloc[0]:.2g} nats")
-    axes[0, 0].set_ylabel("reliability of R over pairs of inputs")
-    axes[0, 0].legend(frameon=False, loc="upper left")
     save_figure(figure, output, output_png)

@@ -40,9 +40,11 @@ class Sources:
 
     @classmethod
     def load(
-        cls, kernels: list[Path], features: Path, limit: Path | None, headline: float
+        cls, kernels: list[Path], features: Path, limit: Path | None, headline: float | None
     ) -> Sources:
         """Read the files; rows of the features are found by the names of the inputs.
+
+        Without a ``headline`` it is the largest gamma.
 
         Raises:
             TraceError: kernels or limit are of other inputs or weights than each other, or none of
@@ -53,6 +55,7 @@ class Sources:
         for other, path in zip(loaded, kernels, strict=True):
             if not np.array_equal(other.coordinates["name"], first.coordinates["name"]):
                 raise TraceError(f"{path}: of other inputs than {kernels[0]}; make both again")
+        headline = first.gamma if headline is None else headline
         if headline not in {kernel.gamma for kernel in loaded}:
             raise TraceError(
                 f"no kernel at gamma = {headline:g}, the headline; add it to the probes"
@@ -97,12 +100,8 @@ class Sources:
 def feature_kernel(features: Path, names: NDArray, inputs_sha256: str) -> NDArray:
     """Cosine of the features of the named inputs, (input, input), their mean taken off.
 
-    With the mean all cosines are positive, and "most opposed" means nothing.
-
-    Args:
-        features: what :func:`losskernel.experiments.imagenet.sample.features` wrote.
-        names: of the inputs.
-        inputs_sha256: fingerprint of the inputs that something else was computed from.
+    With the mean all cosines are positive, and "most opposed" means nothing. ``inputs_sha256`` is
+    the fingerprint of the inputs that something else was computed from.
 
     Raises:
         TraceError: the features are of other inputs, as far as their file tells.

@@ -12,7 +12,7 @@ import pandas as pd
 from losskernel.kernel.alignment import cka
 from losskernel.kernel.maps import umap_graph
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
-from losskernel.semantics.clustering import agreement, spectral_clusters
+from losskernel.semantics.clustering import Agreement, agreement, spectral_clusters
 from losskernel.semantics.lift import (
     MirroredRanks,
     lift_by_k,
@@ -138,7 +138,7 @@ class Measures:
         for prefix, ks, graph in self._prefixed(graphs):
             found |= self._neighbor_rows(prefix, ks, self._neighbors(graph, ks))
         for depth, clusters in graphs.clusters.items():
-            found |= self._agreement_rows(depth, _fields(agreement(clusters, self._groups[depth])))
+            found |= self._agreement_rows(depth, agreement(clusters, self._groups[depth]))
         return found
 
     def null(
@@ -180,7 +180,6 @@ class Measures:
             permutations=permutations,
             seed=self.seed,
             labels=self.labels,
-            levels=LEVELS,
         ).quantiles
 
     @property
@@ -211,10 +210,9 @@ class Measures:
         }
 
     def _agreement_rows(self, depth: int, values) -> Rows:
-        names = ("purity", "nmi", "ami")
         return {
             (name, depth, self._clusters(depth)): value
-            for name, value in zip(names, values, strict=True)
+            for name, value in zip(Agreement._fields, values, strict=True)
         }
 
     def _cluster_null(self, clusters, groups, permutations: int) -> np.ndarray:
@@ -222,7 +220,7 @@ class Measures:
         present, first, inverse = np.unique(self.labels, return_index=True, return_inverse=True)
         rng = np.random.default_rng(self.seed)
         samples = [
-            _fields(agreement(clusters, groups[first][rng.permutation(len(present))][inverse]))
+            agreement(clusters, groups[first][rng.permutation(len(present))][inverse])
             for _ in range(permutations)
         ]
         return np.quantile(samples, LEVELS, axis=0)
@@ -247,10 +245,6 @@ def _centered(matrix: np.ndarray) -> np.ndarray:
     """A matrix less its row and column means, of Frobenius norm 1."""
     centered = matrix - matrix.mean(0) - matrix.mean(1)[:, None] + matrix.mean()
     return centered / np.linalg.norm(centered)
-
-
-def _fields(values) -> tuple[float, float, float]:
-    return values.purity, values.nmi, values.ami
 
 
 def table(kernel: str, value: Rows, error: Rows, low: Rows, high: Rows) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from losskernel.errors import ConfigError
 from losskernel.experiments.claims import measured, write_claims
 from losskernel.experiments.imagenet.kernels import Sources, name_of
 from losskernel.experiments.imagenet.measures import distances
-from losskernel.files import atomic_path
+from losskernel.files import atomic_path, write_csv
 from losskernel.kernel.neighbors import neighbors_by_distance
 from losskernel.semantics.lift import mean_pair_depth
 from losskernel.semantics.wordnet import Hierarchy, lowest_common_hypernym
@@ -86,8 +86,7 @@ def neighbors(
                             }
                         )
     found = pd.DataFrame(rows, columns=NEIGHBOR_COLUMNS)
-    with atomic_path(output) as temporary:
-        found.to_csv(temporary, index=False, float_format="%.6g")
+    write_csv(found, output, "%.6g")
     with atomic_path(output_markdown) as temporary:
         temporary.write_text(_neighbors_markdown(found, mean_pair_depth(depth, labels)))
 
@@ -126,10 +125,12 @@ def claims(
     settings: dict,
     output: Path,
     direct: Path | None = None,
+    tempered: Path | None = None,
 ) -> None:
     """Rows of the comparison with the paper, of the kernel at the headline's localization.
 
-    ``direct`` is what :func:`losskernel.experiments.imagenet.controls.direct_draws` found.
+    ``direct`` is what :func:`losskernel.experiments.imagenet.controls.direct_draws` found,
+    ``tempered`` what :func:`losskernel.experiments.imagenet.tempered.measure` did.
     """
     table, where, best = (pd.read_csv(path) for path in (statistics, regions, headline))
     k, depth, name = settings["claim_neighbors"], settings["claim_depth"], settings["headline"]
@@ -203,11 +204,26 @@ def claims(
             error("signed excess"),
             int(value["pairs"]),
             f"imagenet.spearman less that of the exact limit; {scale}; {spread}, paired",
+            beside=_tempered(tempered),
         )
     rows["imagenet.cost_gpu_hours"] = measured(
         None, None, None, f"computed on a CPU; {scale}", tested=False
     )
     write_claims(rows, output)
+
+
+def _tempered(measured: Path | None) -> dict[str, float]:
+    """Signed correlations with WordNet with the data in the probe, and without on its images."""
+    found: dict[str, float] = {}
+    if measured is None:
+        return found
+    for n_beta, rows in pd.read_csv(measured).groupby("n_beta"):
+        at = rows.set_index("statistic")
+        where = f"{at.value['inputs']:.0f} images, nβ = {n_beta:,.0f}, rise {at.value['rise']:.2g}"
+        signed = at.loc["correlation"]
+        found[f"correlation, {where}"] = signed.value
+        found[f"its error, nβ = {n_beta:,.0f}"] = np.hypot(signed.error_draws, signed.error_classes)
+    return found
 
 
 def _agreement(direct: Path | None) -> dict[str, float]:

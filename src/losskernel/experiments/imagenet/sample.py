@@ -7,18 +7,17 @@ them; :mod:`losskernel.experiments.imagenet.analyze` reads those.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from losskernel.data.images import WnidImages, imagenet_wnids, load_images
 from losskernel.data.listing import write_manifest
-from losskernel.files import atomic_path
+from losskernel.data.textures import textures
+from losskernel.files import atomic_path, write_json, write_npz
 from losskernel.gradients.covariance import gradient_covariance
 from losskernel.gradients.per_sample import per_sample_gradients
 from losskernel.kernel.stored import StoredKernel
@@ -32,9 +31,10 @@ from losskernel.semantics.wordnet import Hierarchy
 from losskernel.trace import provenance
 
 
-def _load(
+def load(
     settings: dict, manifest: Path | None = None
 ) -> tuple[Classifier, WnidImages, tuple[Tensor, Tensor]]:
+    """The classifier, the images that the settings choose, and their pixels and labels."""
     classifier = load_classifier(
         settings["model"],
         settings["weights"],
@@ -62,19 +62,10 @@ def manifest(images: Path, output: Path) -> None:
 
 
 def generate(settings: dict, output: Path) -> None:
-    """Class folders of random textures, to run the whole chain where there are no photographs.
-
-    Images of a class share a base color, so that neighbors mean something.
-    """
-    rng = numpy_generator(settings["seed"], "init")
-    wnids = np.array(imagenet_wnids())[rng.choice(1000, settings["classes"], replace=False)]
-    for wnid in wnids:
-        color = rng.integers(40, 216, 3)
-        for number in range(settings["per_class"]):
-            noise = rng.normal(0, 40, (settings["side"], settings["side"], 3))
-            pixels = np.clip(color + noise, 0, 255).astype(np.uint8)
-            with atomic_path(output / wnid / f"{wnid}_{number}.png") as temporary:
-                Image.fromarray(pixels).save(temporary)
+    """Class folders of random textures, for a run without photographs."""
+    for wnid, number, picture in textures(**settings):
+        with atomic_path(output / wnid / f"{wnid}_{number}.png") as temporary:
+            picture.save(temporary)
 
 
 def kernel(
@@ -90,7 +81,7 @@ def kernel(
 
     Gaussian probe around the published weights, all of them; the same normal draws at every gamma.
     """
-    classifier, images, data = _load(settings, manifest)
+    classifier, images, data = load(settings, manifest)
     found = gradient_covariance(
         classifier.model,
         data,
@@ -102,7 +93,16 @@ def kernel(
         journal=journal,
         device=settings["device"],
     )
-    attributes = {
+    known = probed_by(settings, classifier, images, data)
+    coordinates = {"label": images.labels, "wnid": images.wnids, "name": images.names}
+    StoredKernel.of(found, coordinates, known).save(output)
+
+
+def probed_by(
+    settings: dict, classifier: Classifier, images: WnidImages, data: tuple[Tensor, Tensor]
+) -> dict:
+    """What a stored kernel tells of the model and the images that it is of."""
+    return {
         "model": settings["model"],
         "weights": Path(settings["weights"]).name,
         "image_size": settings["image_size"] or 0,
@@ -112,13 +112,11 @@ def kernel(
         **images.provenance,
         **provenance(),
     }
-    coordinates = {"label": images.labels, "wnid": images.wnids, "name": images.names}
-    StoredKernel.of(found, coordinates, attributes).save(output)
 
 
 def gradients(settings: dict, output: Path, manifest: Path | None = None) -> None:
     """Loss gradient of every image at the published weights: 2 bytes an image and parameter."""
-    classifier, _, data = _load(settings, manifest)
+    classifier, _, data = load(settings, manifest)
     per_sample_gradients(classifier.model, data, output, device=settings["device"])
 
 
@@ -127,24 +125,23 @@ def features(settings: dict, output: Path, manifest: Path | None = None) -> None
 
     Captured at the input of the model's last linear layer, whichever model it is.
     """
-    classifier, images, data = _load(settings, manifest)
+    classifier, images, data = load(settings, manifest)
     inputs = data[0]
     blocks = bar(inputs.split(50), "features", unit="block")
     found = penultimate_features(classifier.model, blocks)
-    with atomic_path(output) as temporary:
-        np.savez_compressed(
-            temporary,
-            features=found.numpy().astype(np.float16),
-            name=images.names,
-            inputs_sha256=Inputs(data).fingerprint(),
-            **images.provenance,
-        )
+    write_npz(
+        output,
+        features=found.numpy().astype(np.float16),
+        name=images.names,
+        inputs_sha256=Inputs(data).fingerprint(),
+        **images.provenance,
+    )
 
 
 @torch.inference_mode()
 def evaluate(settings: dict, output: Path, manifest: Path | None = None) -> None:
     """Accuracy and mean cross-entropy of the model on the images, before any perturbation."""
-    classifier, images, (inputs, labels) = _load(settings, manifest)
+    classifier, images, (inputs, labels) = load(settings, manifest)
     blocks = bar(inputs.split(50), "evaluate", unit="block")
     logits = torch.cat([classifier.model(block) for block in blocks])
     top5 = logits.topk(5).indices
@@ -158,8 +155,7 @@ def evaluate(settings: dict, output: Path, manifest: Path | None = None) -> None
         "cross_entropy": cross_entropy(logits, labels).mean().item(),
         "weights_sha256": state_fingerprint(classifier.model),
     }
-    with atomic_path(output) as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
+    write_json(result, output, indent=1)
 
 
 def hierarchy(output: Path, nltk_data: Path | None = None) -> None:

@@ -75,9 +75,7 @@ def _probe_time(row: pd.Series, data: str) -> dict[str, dict]:
         beside["97.5 % bound of that for random choices"] = row["neighbors_null_high"]
     auc = "auc_self_covariance" if "auc_self_covariance" in row else "auc"
     ratios = {"ratio wrong to right": row["ratio"], "the paper's ratio": PAPER_RATIO}
-    found = {
-        "mislabel.auc": measured(row[auc], row[f"{auc}_sd"], draws, setting, beside=beside),
-    }
+    found = {"mislabel.auc": measured(row[auc], row[f"{auc}_sd"], draws, setting, beside=beside)}
     for name, column in (
         ("mislabel.self_covariance_clean", clean),
         ("mislabel.self_covariance_mislabeled", wrong),

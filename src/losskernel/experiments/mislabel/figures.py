@@ -36,22 +36,17 @@ RISE = "rise of the mean loss under the probe (nats)"
 
 
 def detection(
-    summary: Path,
-    scores: Path,
-    probe_time: Path,
-    probe_time_scores: Path,
-    copies: Path,
-    output: Path,
-    output_png: Path,
+    summary: Path, scores: Path, along_rise: Path, copies: Path, output: Path, output_png: Path
 ) -> None:
-    """AUC, precision and cost by method; self-covariances of right and wrong labels; copies."""
+    """AUC, precision and cost by method; self-covariances; AUC along the rise; copies."""
     apply_style()
     table = pd.read_csv(summary)
     figure, axes = plt.subplots(2, 3, figsize=(12, 7))
-    share = _memorized(figure, axes.ravel()[:4], table, scores)
-    corrupted = pd.read_csv(probe_time).set_index("share").loc[share]
-    title = f"{share:.0%} of labels wrong at probe time only"
-    _distribution(axes[1, 1], probe_time_scores, share, title, corrupted["auc"])
+    _memorized(figure, axes.ravel()[:4], table, scores)
+    rows = pd.read_csv(along_rise)
+    _detectors(axes[1, 1], rows, "auc")
+    title = f"{rows['share'].iloc[0]:.0%} of labels flipped before training,"
+    axes[1, 1].set_title(f"{title}\nindependent draws ever further out")
     _copies(axes[1, 2], pd.read_csv(copies))
     save_figure(figure, output, output_png)
 
@@ -105,7 +100,15 @@ def _detectors(axis, table: pd.DataFrame, kind: str) -> None:
         axis.errorbar(
             table["rise"], values, spread, fmt=marker + "-", color=color, label=name, ms=5, lw=1
         )
-    axis.set(xscale="log", xlabel=RISE, ylabel="ROC-AUC")
+    axis.set(ylabel="ROC-AUC")
+    _along(axis, table["rise"])
+
+
+def _along(axis, rises: pd.Series) -> None:
+    """An axis of rises: logarithmic, unless the loss of one has fallen."""
+    axis.set_xlabel(RISE)
+    if rises.min() > 0:
+        log_axis(axis.xaxis, rises.min() * 0.9, rises.max() * 1.1)
 
 
 def _ratio(axis, table: pd.DataFrame) -> None:
@@ -115,19 +118,14 @@ def _ratio(axis, table: pd.DataFrame) -> None:
     )
     axis.axhline(PAPER_RATIO, color="black", linestyle=":", linewidth=0.8, label="paper")
     axis.axhline(1, color="0.8", linewidth=0.8, zorder=0)
-    axis.set(xscale="log", xlabel=RISE, ylabel="mean self-covariance, wrong / right labels")
-    axis.set(ylim=(0, None))
+    axis.set(ylabel="mean self-covariance, wrong / right labels", ylim=(0, None))
+    _along(axis, table["rise"])
     axis.set_title("How much higher\n(± sd over corruptions and error over draws)")
     axis.legend(frameon=False)
 
 
-def _shares(axis, shares, label: str) -> None:
-    axis.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
-    axis.set(xlabel=label, xlim=(-0.5, len(shares) - 0.5))
-
-
-def _memorized(figure, axes, table: pd.DataFrame, scores: Path) -> float:
-    """AUC, precision, cost and self-covariances on four axes; the share that two of them show."""
+def _memorized(figure, axes, table: pd.DataFrame, scores: Path) -> None:
+    """AUC, precision, cost and self-covariances on four axes."""
     _by_share(axes[0], table, "auc", "ROC-AUC")
     _by_share(axes[1], table, "precision", "precision at the true share")
     handles, names = axes[0].get_legend_handles_labels()
@@ -138,7 +136,6 @@ def _memorized(figure, axes, table: pd.DataFrame, scores: Path) -> float:
     memorized = table[(table["share"] == share) & (table["method"] == "self-covariance")].iloc[0]
     title = f"{share:.0%} of labels flipped before training"
     _distribution(axes[3], scores, share, title, memorized["auc"])
-    return share
 
 
 def _by_share(axis, table: pd.DataFrame, column: str, label: str) -> None:
@@ -152,7 +149,8 @@ def _by_share(axis, table: pd.DataFrame, column: str, label: str) -> None:
         )
     for border in range(1, len(shares)):
         axis.axvline(border - 0.5, color="0.9", linewidth=0.8, zorder=0)
-    _shares(axis, shares, "labels flipped before training")
+    axis.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
+    axis.set(xlabel="labels flipped before training", xlim=(-0.5, len(shares) - 0.5))
     axis.set(ylabel=label, ylim=(None, 1.01))
     draws = int(table["draws"].max())
     axis.set_title(f"Memorized wrong labels: {label}\n(mean ± sd, {draws} networks a share)")

@@ -50,11 +50,7 @@ def wrong_labels(
 ) -> np.ndarray:
     """Some wrong labels of every input, ``(input, count)``, distinct and all as likely.
 
-    Args:
-        labels: true classes 0 to ``classes - 1``, ``(input,)``.
-        count: wrong labels an input, from 1 to ``classes - 1``.
-        classes: number of classes.
-        rng: draws them.
+    ``count`` of each, from 1 to ``classes - 1``; other arguments as for :func:`flip_labels`.
 
     Raises:
         ConfigError: ``count`` is out of range.

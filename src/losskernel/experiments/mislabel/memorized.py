@@ -6,17 +6,15 @@ times in the training set (:func:`copies`). Each function is one rule of
 
 Draw 0 chooses the probe (:func:`losskernel.sampling.pilot.propose_probe`: a given rise of the mean
 loss under the given labels, blind to which are wrong) and is used for nothing else. Every further
-draw
-is a network of its own: other wrong labels, another initialization, and of the digits other inputs.
+draw is a network of its own: other wrong labels, another initialization, and of the digits other
+inputs.
 """
 
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -25,54 +23,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from losskernel.data.images import imagenet_wnids
 from losskernel.data.tiny_imagenet import LabeledImages, load_tiny_imagenet
 from losskernel.errors import ConfigError
 from losskernel.experiments.mislabel import setup
 from losskernel.experiments.mislabel.labels import detection, flip_labels
 from losskernel.experiments.mislabel.setup import Problem
-from losskernel.files import atomic_path, write_csv
+from losskernel.files import write_csv, write_npz
 from losskernel.gradients.per_sample import gradient_norms
-from losskernel.kernel.covariance import self_covariance
-from losskernel.kernel.neighbors import nearest_neighbors, opposed_inputs, vote
+from losskernel.kernel.covariance import correlation_blocks, self_covariance, slices
+from losskernel.kernel.neighbors import extremes, nearest_neighbors, vote
 from losskernel.models.features import penultimate_features
 from losskernel.models.loader import Classifier, load_classifier
 from losskernel.progress import bar
 from losskernel.sampling.inputs import state_fingerprint
+from losskernel.sampling.pilot import propose_probe
 from losskernel.sampling.probe import Probe
 from losskernel.sampling.sample import sample_losses
 from losskernel.seeds import numpy_generator
 from losskernel.training.train import evaluate
 
 OURS = "self-covariance"
-
-
-def generate(settings: dict, output: Path) -> None:
-    """An archive in the layout of Tiny ImageNet with random textures, to run without photographs.
-
-    ``settings``: ``classes``, ``train_per_class``, ``test_per_class``, ``seed``. Images of a class
-    share a base color, so that a network can tell the classes apart.
-    """
-    rng = numpy_generator(settings["seed"], "init")
-    wnids = np.array(imagenet_wnids())[rng.choice(1000, settings["classes"], replace=False)]
-    annotations = []
-    with atomic_path(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-
-        def add(name: str, color: np.ndarray) -> None:
-            pixels = np.clip(color + rng.normal(0, 40, (64, 64, 3)), 0, 255).astype(np.uint8)
-            encoded = BytesIO()
-            Image.fromarray(pixels).save(encoded, "JPEG")
-            archive.writestr(f"tiny-imagenet-200/{name}", encoded.getvalue())
-
-        for wnid in wnids:
-            color = rng.integers(40, 216, 3)
-            for number in range(settings["train_per_class"]):
-                add(f"train/{wnid}/images/{wnid}_{number}.JPEG", color)
-            for _ in range(settings["test_per_class"]):
-                annotations.append(f"val_{len(annotations)}.JPEG\t{wnid}\t0\t0\t62\t62\n")
-                add(f"val/images/{annotations[-1].split()[0]}", color)
-        archive.writestr("tiny-imagenet-200/wnids.txt", "\n".join(wnids))
-        archive.writestr("tiny-imagenet-200/val/val_annotations.txt", "".join(annotations))
 
 
 def features(settings: dict, output: Path) -> None:
@@ -88,7 +58,7 @@ def features(settings: dict, output: Path) -> None:
     arrays: dict[str, np.ndarray] = {}
     for name, split in (("train", "train"), ("test", "val")):
         images = load_tiny_imagenet(settings["archive"], split, settings[f"{name}_per_class"])
-        blocks = bar(list(_blocks(len(images))), f"{name} features", unit="block")
+        blocks = bar(list(slices(len(images), 50)), f"{name} features", unit="block")
         found = penultimate_features(
             classifier.model, (_preprocessed(classifier, images, block) for block in blocks)
         )
@@ -98,15 +68,7 @@ def features(settings: dict, output: Path) -> None:
         "weights_sha256": state_fingerprint(classifier.model),
         "archive": Path(settings["archive"]).name,
     }
-    with atomic_path(output) as temporary:
-        np.savez_compressed(
-            temporary, **arrays, wnids=np.array(images.wnids), source=json.dumps(source)
-        )
-
-
-def _blocks(count: int, size: int = 50) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, start + size)
+    write_npz(output, **arrays, wnids=np.array(images.wnids), source=json.dumps(source))
 
 
 def _preprocessed(classifier: Classifier, images: LabeledImages, block: slice) -> Tensor:
@@ -164,7 +126,7 @@ def _scores(
     }
     k = settings["neighbors"]
     near = nearest_neighbors(trace.losses, k)
-    opposed, values = opposed_inputs(trace.losses, labels, k)
+    _, _, opposed, values = extremes(correlation_blocks(trace.losses), k, labels)
     suggested = {
         "nearest": vote(*near, labels)[0],
         "opposed": vote(opposed, -values, labels)[0],
@@ -252,11 +214,37 @@ def _detect(
     table["lead"] = (
         ours.loc[pd.MultiIndex.from_frame(table[["share", "draw"]])].values - table["auc"]
     )
-    values = [name for name in table if name not in ("share", "draw", "method")]
-    with atomic_path(output_scores) as temporary:
-        np.savez_compressed(temporary, **setup.stacked(kept, settings["shares"]))
+    write_npz(output_scores, **setup.stacked(kept, settings["shares"]))
     write_csv(table, output)
-    write_csv(setup.mean_and_spread(table, ["share", "method"], values), output_summary)
+    write_csv(setup.mean_and_spread(table, ["share", "method"]), output_summary)
+
+
+def along_rise(settings: dict, output: Path) -> None:
+    """Memorized wrong labels of digits by independent draws, along the rise of the mean loss.
+
+    ``settings``: as for :func:`on_digits`, and ``along_rise``: ``share`` of the labels, ``rises``
+    (nats; each has a gamma of its own in every network) and ``weight_draws``. Writes the
+    mean and spread over networks of the rise that was seen, the AUC of self-covariance and of the
+    mean loss of the same draws, and the ratio of mean self-covariances.
+    """
+    chosen, rows = settings["along_rise"], []
+    for draw in bar(settings["draws"], "networks", unit="network"):
+        problem = setup.digits(settings["inputs"], draw)
+        given, flipped = _flipped(problem, chosen["share"], draw)
+        data = (problem.inputs, given)
+        model = setup.fit(settings, problem, *data, draw).model
+        for rise in chosen["rises"]:
+            probe = propose_probe(model, data, rise=rise, seed=draw).probe
+            sampling = {"chains": 1, "draws": chosen["weight_draws"], "progress": False}
+            trace = sample_losses(model, data, probe, seed=draw, **sampling)
+            k = self_covariance(trace.losses)
+            found = {"target": rise, "draw": draw, "gamma": probe.gamma}
+            found["rise"] = (trace.losses - trace.initial_loss).mean(dtype=float)
+            found["auc_self_covariance"] = detection(k, flipped).auc
+            found["auc_mean_loss"] = detection(trace.losses.mean(axis=(0, 1)), flipped).auc
+            rows.append(found | {"ratio": k[flipped].mean() / k[~flipped].mean()})
+    table = setup.mean_and_spread(pd.DataFrame(rows), ["target"])
+    write_csv(table.assign(share=chosen["share"]), output)
 
 
 def _flipped(problem: Problem, share: float, draw: int) -> tuple[Tensor, np.ndarray]:

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from losskernel.data.images import WnidImages, load_images
 from losskernel.errors import ConfigError
+from losskernel.experiments.imagenet.sample import load
 from losskernel.experiments.mislabel import setup
 from losskernel.experiments.mislabel.labels import (
     SeveralLabels,
@@ -26,12 +26,11 @@ from losskernel.experiments.mislabel.labels import (
     margins,
     wrong_labels,
 )
-from losskernel.files import atomic_path, write_csv
+from losskernel.files import write_csv, write_npz
 from losskernel.gradients.per_sample import gradient_norms
 from losskernel.kernel.covariance import self_covariance
 from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.neighbors import nearest_neighbors
-from losskernel.models.loader import load_classifier
 from losskernel.progress import bar
 from losskernel.sampling.inputs import fingerprint
 from losskernel.sampling.probe import Probe
@@ -42,9 +41,9 @@ from losskernel.trace import LossTrace
 HARD = np.log(2)  # nats; a loss above it means less than half of the probability on the label
 
 
-def on_digits(settings: dict, output: Path, output_summary: Path, output_scores: Path) -> None:
+def on_digits(settings: dict, output: Path, output_summary: Path) -> None:
     """A network and a trace a draw; the trace holds the loss under every label of every input."""
-    rows, kept = [], []
+    rows = []
     clean = setup.digits(settings["inputs"], setup.PILOT_DRAW)
     probe, _ = setup.chosen_probe(settings, clean, torch.as_tensor(clean.labels))
     for draw in bar(settings["draws"], "networks", unit="network"):
@@ -85,13 +84,9 @@ def on_digits(settings: dict, output: Path, output_summary: Path, output_scores:
                 "neighbors_mislabeled": _clustering(near, flipped),
             }
             rows.append(row)
-            kept.append((share, k, flipped))
-    with atomic_path(output_scores) as temporary:
-        np.savez_compressed(temporary, **setup.stacked(kept, settings["shares"]))
     table = pd.DataFrame(rows)
     write_csv(table, output)
-    values = [name for name in table if name not in ("share", "draw")]
-    write_csv(setup.mean_and_spread(table, ["share"], values), output_summary)
+    write_csv(setup.mean_and_spread(table, ["share"]), output_summary)
 
 
 def _means(k: np.ndarray, flipped: np.ndarray) -> dict[str, float]:
@@ -153,19 +148,8 @@ def sample(
 
 def _labeled(settings: dict, manifest: Path | None):
     """The classifier, the images, the inputs and labels ``(image, label)``, the given one first."""
-    seed = settings["seed"]
-    classifier = load_classifier(
-        settings["model"], settings["weights"], settings["image_size"], seed
-    )
-    images = WnidImages(
-        settings["image_folder"],
-        classifier.preprocess,
-        per_class=settings["per_class"],
-        manifest=manifest,
-    )
-    images.draw(settings["max_inputs"], numpy_generator(seed, "order"))
-    inputs, _ = load_images(images, settings["skip_unreadable"])
-    rng = numpy_generator(seed, "resample")
+    classifier, images, (inputs, _) = load(settings, manifest)
+    rng = numpy_generator(settings["seed"], "resample")
     wrong = wrong_labels(images.labels, settings["wrong_labels"], len(images.classes), rng)
     return classifier, images, inputs, np.concatenate([images.labels[:, None], wrong], axis=1)
 
@@ -182,14 +166,13 @@ def baselines(settings: dict, output: Path, manifest: Path | None = None) -> Non
     columns = bar(range(pairs.shape[1]), "gradient norms", unit="label")
     norms = [gradient_norms(model, (inputs, labels[:, at].contiguous())) for at in columns]
     margin = [margins(logits, labels[:, at]) for at in range(pairs.shape[1])]
-    with atomic_path(output) as temporary:
-        np.savez_compressed(
-            temporary,
-            name=images.names,
-            label=pairs.astype(np.int16),
-            margin=torch.stack(margin, dim=1).numpy().astype(np.float32),
-            gradient_norm=np.stack(norms, axis=1).astype(np.float32),
-        )
+    write_npz(
+        output,
+        name=images.names,
+        label=pairs.astype(np.int16),
+        margin=torch.stack(margin, dim=1).numpy().astype(np.float32),
+        gradient_norm=np.stack(norms, axis=1).astype(np.float32),
+    )
 
 
 def on_images(
@@ -218,8 +201,7 @@ def on_images(
         tables.append(rows)
         summaries.append(summary)
         if summary.gamma.iloc[0] == settings["headline"]:
-            with atomic_path(output_scores) as temporary:
-                np.savez_compressed(temporary, **setup.stacked(kept, settings["shares"]))
+            write_npz(output_scores, **setup.stacked(kept, settings["shares"]))
     table = pd.concat(summaries).sort_values(["gamma", "share"], ascending=[False, True])
     if settings["headline"] not in set(table.gamma):
         raise ConfigError(
@@ -298,9 +280,7 @@ def _corrupted(
         ]
         table.loc[at, "neighbors_null"] = np.mean(null)
         table.loc[at, "neighbors_null_high"] = np.quantile(null, 0.975)
-    values = [name for name in table if name not in ("share", "draw")]
-    summary = setup.mean_and_spread(table, ["share"], values)
-    summary = summary.merge(
+    summary = setup.mean_and_spread(table, ["share"]).merge(
         _jackknife_errors(losses, statistics, settings["jackknife_blocks"]), on="share"
     )
     right = losses[..., 0]

@@ -172,8 +172,14 @@ def stacked(kept: list[tuple[float, np.ndarray, np.ndarray]], shares: list[float
     return arrays
 
 
-def mean_and_spread(table: pd.DataFrame, keys: list[str], values: list[str]) -> pd.DataFrame:
-    """Columns ``<value>`` and ``<value>_sd`` over the draws of each group, and ``draws``."""
+def mean_and_spread(
+    table: pd.DataFrame, keys: list[str], values: list[str] | None = None
+) -> pd.DataFrame:
+    """Columns ``<value>`` and ``<value>_sd`` over the draws of each group, and ``draws``.
+
+    Of all columns but the keys, or of ``values``.
+    """
+    values = values or [name for name in table if name not in (*keys, "draw")]
     groups = table.groupby(keys, sort=False)
     means, spreads = groups[values].mean(), groups[values].std(ddof=1)
     result = means.join(spreads.add_suffix("_sd"))

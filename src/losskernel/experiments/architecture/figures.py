@@ -1,0 +1,137 @@
+"""Figure of other architectures: lift by depth, correlation with WordNet, agreement of networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from losskernel.experiments.architecture.analyze import DIFFERENCE, IMAGES, KERNELS, OWN, kernel_of
+from losskernel.experiments.imagenet.kernels import FEATURES
+from losskernel.experiments.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    apply_style,
+    save_figure,
+)
+
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
+LOOKS = {"kernel": {"ls": "-", "marker": "o"}, FEATURES: {"ls": ":", "marker": "s"}}
+STEP = 2.6  # from one network to the next in the panel of correlations
+
+
+def networks(
+    statistics: list[Path],
+    headlines: list[Path],
+    agreements: list[Path],
+    settings: dict,
+    output: Path,
+    output_png: Path,
+) -> None:
+    """Lift by depth and correlation with WordNet of each network's kernel and features, and CKA.
+
+    A row of panels for each set of images.
+
+    Args:
+        statistics, headlines: as for :func:`losskernel.experiments.architecture.analyze.claims`, of
+            the networks of each set in turn.
+        agreements: of each set.
+        settings: names of the networks by set, as ``compared``; claim_neighbors; and gammas as for
+            :func:`losskernel.experiments.architecture.analyze.claims`.
+        output, output_png: the figure.
+    """
+    apply_style()
+    sets = settings["compared"]
+    figure, axes = plt.subplots(
+        len(sets), 3, figsize=(13, 4.4 * len(sets)), width_ratios=(1.2, 1, 0.9), squeeze=False
+    )
+    files = iter(zip(statistics, headlines, strict=True))
+    for row, (images, names), agreement in zip(axes, sets.items(), agreements, strict=True):
+        for number, (name, (table, headline)) in enumerate(zip(names, files, strict=False)):
+            rows = pd.read_csv(table)
+            facts = pd.read_csv(headline).set_index(["kernel", "statistic"])
+            kernel = kernel_of(facts, settings["gammas"].get(name))
+            _lifts(row[0], rows[rows.k == settings["claim_neighbors"]], name, kernel, number)
+            _correlations(row[1], rows, facts, kernel, number)
+        row[0].axhline(1, color="black", linewidth=0.6)
+        row[0].set_yscale("log", base=2)
+        row[0].yaxis.set_major_formatter("{x:g}")
+        row[0].set(
+            xlabel="depth of the shared hypernym (steps from entity)",
+            ylabel=f"lift of the {settings['claim_neighbors']} nearest (1 = chance)",
+            title=f"{IMAGES[images]}: neighbors; gray: 95 % of permuted classes",
+        )
+        row[0].legend(frameon=False, fontsize="small", loc="upper left")
+        row[1].axhline(0, color="black", linewidth=0.6)
+        ticks = [STEP * number + place for number in range(len(names)) for place in (0, 1)]
+        labels = [f"{name}\n{what}" for name in names for what in ("kernel", FEATURES)]
+        row[1].set_xticks(ticks, labels, fontsize="small", rotation=25, ha="right")
+        row[1].set(
+            ylabel="correlation over pairs, without noise",
+            title="WordNet by signed (filled) and absolute (open) R",
+        )
+        _agreement(row[2], pd.read_csv(agreement))
+    save_figure(figure, output, output_png)
+
+
+def _lifts(axis: Axes, rows: pd.DataFrame, name: str, kernel: str, number: int) -> None:
+    for what, source in (("kernel", kernel), (FEATURES, FEATURES)):
+        own = rows[(rows.statistic == "lift") & (rows.kernel == source) & (rows.value > 0)]
+        own = own.sort_values("depth")
+        axis.errorbar(
+            own.depth,
+            own.value,
+            own.standard_error.fillna(0),
+            color=COLORS[number % len(COLORS)],
+            ms=4,
+            label=f"{name}, {what}",
+            **LOOKS[what],
+        )
+        axis.fill_between(own.depth, own.null_low, own.null_high, color="black", alpha=0.06, lw=0)
+
+
+def _correlations(
+    axis: Axes, rows: pd.DataFrame, facts: pd.DataFrame, kernel: str, number: int
+) -> None:
+    color = COLORS[number % len(COLORS)]
+    for place, (what, source) in enumerate((("kernel", kernel), (FEATURES, FEATURES))):
+        for statistic, fill in (("correlation", color), ("correlation of the magnitude", "white")):
+            best = facts.loc[(source, statistic)]
+            axis.errorbar(
+                STEP * number + place + (0 if fill == color else 0.25),
+                best.value,
+                np.hypot(np.nan_to_num(best.error_draws), best.error_classes),
+                color=color,
+                mfc=fill,
+                marker=LOOKS[what]["marker"],
+                ls="",
+            )
+    bound = rows.set_index(["kernel", "statistic"]).loc[(kernel, "spearman_wu_palmer")]
+    scale = np.sqrt(facts.value[kernel, "reliability"])
+    span = STEP * number + np.array([-0.4, 1.6])
+    axis.fill_between(
+        span, bound.null_low / scale, bound.null_high / scale, color="black", alpha=0.2, lw=0
+    )
+
+
+def _agreement(axis: Axes, alike: pd.DataFrame) -> None:
+    alike = alike[alike.of != DIFFERENCE].reset_index(drop=True)
+    styles = {KERNELS: (BLUE, "o"), FEATURES: (ORANGE, "s"), OWN: ("black", "D")}
+    for place, row in alike.iterrows():
+        color, marker = styles[row.of]
+        error = np.hypot(np.nan_to_num(row.error_draws), row.error_classes)
+        axis.errorbar(row.value, -place, xerr=error, color=color, marker=marker, ls="")
+        axis.barh(-place, row.null_high - row.null_low, 0.6, row.null_low, color="0.8", zorder=0)
+    told = [
+        f"{row.of}\n{row.first}" + ("" if row.first == row.second else f",\n{row.second}")
+        for row in alike.itertuples()
+    ]
+    axis.set_yticks(-np.arange(len(alike)), told, fontsize="small")
+    axis.axvline(0, color="black", linewidth=0.6)
+    axis.set(xlabel="CKA without noise", title="Agreement; gray: 95 % of permuted images")

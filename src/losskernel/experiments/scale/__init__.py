@@ -1,0 +1,1 @@
+"""The loss kernel at the paper's number of inputs, 10,000."""
