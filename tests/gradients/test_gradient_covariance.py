@@ -11,10 +11,14 @@ from scipy.stats import t as student
 from torch import nn
 
 from losskernel import Probe, gradient_covariance, sample_losses
+from losskernel.data.arithmetic import probe_subset
 from losskernel.errors import ConfigError, DataError, TraceError
+from losskernel.experiments.arithmetic.setup import network_model, tables
 from losskernel.gradients import sources
+from losskernel.gradients.covariance import lobatto
 from losskernel.kernel.covariance import covariance as loss_covariance
-from networks import mlp
+from losskernel.training.train import TrainingSettings, train
+from networks import ARITHMETIC, mlp
 
 
 def estimate(model, loss, inputs, **options):
@@ -63,13 +67,25 @@ def test_numpy_numbers_are_as_good_as_python_s(tmp_path):
 
 
 def hermite(x, order):
-    return [x, x**2 - 1, x**3 - 3 * x, x**4 - 6 * x**2 + 3][order - 1]
+    values = [torch.ones_like(x), x]
+    for k in range(1, order):
+        values.append(x * values[k] - k * values[k - 1])
+    return values[order]
 
 
-@pytest.mark.parametrize("degree", [3, 4])
-def test_polynomials_up_to_degree_four(degree):
+def test_weights_of_the_quadrature():
+    for nodes in range(3, 8):
+        places, weights = lobatto(nodes)
+        degrees = np.arange(2 * nodes - 2)
+        np.testing.assert_allclose(weights @ places[:, None] ** degrees, 1 / (degrees + 1))
+        assert (weights > 0).all()
+        assert weights @ places ** len(degrees) > (1 + 1e-9) / (len(degrees) + 1)
+
+
+@pytest.mark.parametrize(("degree", "nodes"), [(3, 3), (4, 3), (6, 4)])
+def test_polynomials_up_to_the_degree_of_the_quadrature(degree, nodes):
     """Losses ``sum a_idk He_k(sqrt(gamma) x_d)``, whose covariance is ``sum k! a_idk a_jdk``."""
-    rng, gamma, inputs, weights = np.random.default_rng(degree), 9.0, 4, 300
+    rng, gamma, inputs, weights = np.random.default_rng(degree), 9.0, 4, 3000
     factorials = np.array([math.factorial(k + 1) for k in range(degree)])
     a = rng.standard_normal((inputs, weights, degree)) / np.sqrt(factorials)
     coefficients = torch.tensor(a, dtype=torch.float32)
@@ -80,10 +96,10 @@ def test_polynomials_up_to_degree_four(degree):
         powers = torch.stack([hermite(x, k + 1) for k in range(degree)], 2)
         return (coefficients[index] * powers).sum((1, 2))
 
-    found = estimate(Weights(center), loss, inputs, gamma=gamma, pairs=200)
+    found = estimate(Weights(center), loss, inputs, gamma=gamma, pairs=200, nodes=nodes)
     agree(found.kernel, np.einsum("idk,jdk,k->ij", a, a, factorials), found.error())
     agree(found.linear, np.einsum("id,jd->ij", a[..., 0], a[..., 0]), found.error(of="linear"))
-    # Their sum is less noisy, and tells weights of another rule than Simpson's.
+    # Their sum is less noisy, and tells weights of another rule.
     apart = np.trace(found.kernel) - (a**2 * factorials).sum()
     assert abs(apart) < student.isf(FALSE_ALARM / 2, GROUPS - 1) * found.error(np.trace)
     # Errors are small enough to tell the degrees apart: without the highest this does not hold.
@@ -97,29 +113,27 @@ def problem(seed=0):
 
 
 def test_a_network_against_its_own_losses():
-    """Gradient pairs and the losses of independent draws estimate the same kernel."""
-    model, data = problem()
-    gamma, draws = 2.0, 20_000
-    found = gradient_covariance(model, data, gamma=gamma, pairs=60, groups=GROUPS, progress=False)
-    generator = torch.Generator().manual_seed(1)
-    center = nn.utils.parameters_to_vector(model.parameters()).detach()
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    sizes = [shape.numel() for shape in shapes.values()]
-
-    def losses(flat):
-        pieces = zip(shapes.items(), flat.split(sizes), strict=True)
-        weights = {name: piece.view(shape) for (name, shape), piece in pieces}
-        output = torch.func.functional_call(model, weights, (data[0],))
-        return nn.functional.cross_entropy(output, data[1], reduction="none")
-
-    z = torch.randn(draws, len(center), generator=generator) / math.sqrt(gamma)
-    with torch.no_grad():
-        sampled = torch.func.vmap(losses)(center + z).double().numpy()
+    """An arithmetic network far outside of its basin, entry by entry, by pairs and by losses."""
+    kept, _ = tables(ARITHMETIC, 1.0, 51)
+    model = network_model(ARITHMETIC, 51)
+    training = TrainingSettings(400, 91, 0.005, weight_decay=0.1)
+    train(model, kept.inputs, kept.targets, training, 51, progress=False)
+    inputs = probe_subset(kept, 24, 51)
+    data, gamma = (inputs.inputs, inputs.targets), 20.0
+    options = {"gamma": gamma, "pairs": 240, "groups": GROUPS, "seed": 6, "progress": False}
+    found = gradient_covariance(model, data, nodes=6, **options)
+    sampled = sample_losses(
+        model, data, Probe(gamma=gamma), chains=2, draws=10_000, seed=5, progress=False
+    ).losses.reshape(-1, 24)
     parts = np.array([loss_covariance(part) for part in np.array_split(sampled, GROUPS)])
     known, error = parts.mean(0), parts.std(0, ddof=1) / math.sqrt(GROUPS)
-    assert found.linear_share < 0.5
+    assert found.linear_share < 0.2
     agree(found.kernel, known, np.hypot(error, found.error()))
     assert found.reliability[1] > found.reliability[0] > 0.9
+    # Simpson's rule is not enough here.
+    simpson = gradient_covariance(model, data, **options)
+    with pytest.raises(AssertionError):
+        agree(simpson.kernel, known, np.hypot(error, simpson.error()))
 
 
 def test_draws_are_those_of_the_probe():
@@ -167,6 +181,8 @@ def test_a_journal_refuses_what_it_was_not_begun_with(tmp_path):
     gradient_covariance(model, data, **options)
     with pytest.raises(TraceError, match="other gamma = 8.0, not 9.0"):
         gradient_covariance(model, data, **{**options, "gamma": 9.0})
+    with pytest.raises(TraceError, match="other nodes = 3, not 4"):
+        gradient_covariance(model, data, nodes=4, **options)
     with pytest.raises(TraceError, match="other seed"):
         gradient_covariance(model, data, seed=1, **options)
     with pytest.raises(TraceError, match="other weights_sha256"):
@@ -184,6 +200,21 @@ def test_a_journal_refuses_what_it_was_not_begun_with(tmp_path):
         gradient_covariance(Otherwise(*model), data, **options)
 
 
+def test_a_journal_of_before_has_simpsons_rule_and_no_data(tmp_path):
+    model, data = problem()
+    options = {"gamma": 8.0, "groups": 4, "progress": False}
+    gradient_covariance(model, data, pairs=4, journal=tmp_path, **options)
+    path = tmp_path / "settings.json"
+    old = json.loads(path.read_text())
+    assert [old.pop(key) for key in ("nodes", "n_beta", "fisher")] == [3, 0.0, None]
+    path.write_text(json.dumps(old))
+    whole = gradient_covariance(model, data, pairs=6, **options)
+    same(gradient_covariance(model, data, pairs=6, journal=tmp_path, **options), whole)
+    path.write_text(json.dumps(old | {"n_beta": 2.0, "fisher": ["0", 12]}))
+    with pytest.raises(TraceError, match="other n_beta = 2.0, not 0.0"):
+        gradient_covariance(model, data, pairs=8, journal=tmp_path, **options)
+
+
 def test_bad_settings_are_refused_in_one_line():
     model, data = problem()
     for options, told in (
@@ -191,6 +222,8 @@ def test_bad_settings_are_refused_in_one_line():
         ({"gamma": math.inf}, "gamma"),
         ({"gamma": 1.0, "pairs": 3}, "pairs"),
         ({"gamma": 1.0, "groups": 5}, "groups"),
+        ({"gamma": 1.0, "nodes": 2}, "nodes"),
+        ({"gamma": 1.0, "pairs": 5, "nodes": 5}, "pairs = 5 must be at least 6 for 5 nodes"),
         ({"gamma": 1.0, "width": 0}, "width"),
         ({"gamma": 1.0, "seed": -1}, "seed"),
         ({"gamma": 1.0, "engine": "fast"}, "engine"),

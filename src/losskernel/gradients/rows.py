@@ -2,8 +2,8 @@ r"""The loss kernel of many inputs from pairs of gradients, in squares of it, on
 
 :func:`losskernel.gradients.covariance.gradient_covariance` holds several matrices of inputs squared
 in float64. Here the gradients of all draws are kept instead, folded, and of each square of K one
-sum of products is taken. With A_s, B_s and T as there and ``V_s = G(A_s) - G(B_s)``, its estimate
-from S pairs is ::
+sum of products is taken. With A_s, B_s and T as there for three nodes (Simpson's rule) and ``V_s =
+G(A_s) - G(B_s)``, its estimate from S pairs is ::
 
     6 gamma K = (5 - 1 / (S - 1)) / (4 S) sum_s U_s U_s^T - 3 / (4 S) sum_s V_s V_s^T
                 + T T^T / (4 S^2 - 4 S).
@@ -187,9 +187,9 @@ def kernel_rows(
             the same in both halves.
     """
     probe, kept = (nonnegative("gamma", gamma), 0.0, None), partial(_Draws, pairs=pairs)
-    where = journal, engine, device
+    design, where = (pairs, 2, 3), (journal, engine, device)
     with sampled(
-        kept, model, data, probe, pairs, loss, parameters, seed, width, 2, where, progress
+        kept, model, data, probe, design, loss, parameters, seed, width, where, progress
     ) as (record, run, pairs):
         record.matrices(run, pairs, probe[0], progress)
         losses, seconds = [], []
