@@ -189,6 +189,16 @@ use rule step as mislabel_heads with:
         **call("mislabel.memorized.on_features", settings=settings("mislabel.tiny_imagenet.heads")),
 
 
+use rule mislabel_along_rise as mislabel_heads_along_rise with:
+    """The same of heads on features of photographs."""
+    input:
+        features=rules.mislabel_features.output,
+    output:
+        f"{MISLABEL}/tiny_imagenet_along_rise.csv",
+    params:
+        **call("mislabel.memorized.along_rise", settings=settings("mislabel.tiny_imagenet.heads")),
+
+
 use rule step as mislabel_claims with:
     """What was measured of the paper's numbers on wrong labels, and of the memorized ones."""
     input:
@@ -225,10 +235,11 @@ use rule step as figure_mislabel_imagenet with:
 
 
 use rule step as figure_mislabel_tiny_imagenet with:
-    """Heads on features of photographs, trained on flipped labels: AUC, precision and cost."""
+    """Heads on features of photographs, trained on flipped labels: as for digits, without copies."""
     input:
         summary=f"{HEADS}_summary.csv",
         scores=f"{HEADS}.npz",
+        along_rise=f"{HEADS}_along_rise.csv",
     output:
         **figure("mislabel_tiny_imagenet", "4 Wrong labels"),
     params:

@@ -43,19 +43,22 @@ def detection(
     table = pd.read_csv(summary)
     figure, axes = plt.subplots(2, 3, figsize=(12, 7))
     _memorized(figure, axes.ravel()[:4], table, scores)
-    rows = pd.read_csv(along_rise)
-    _detectors(axes[1, 1], rows, "auc")
-    title = f"{rows['share'].iloc[0]:.0%} of labels flipped before training,"
-    axes[1, 1].set_title(f"{title}\nindependent draws ever further out")
+    _memorized_along(axes[1, 1], pd.read_csv(along_rise))
     _copies(axes[1, 2], pd.read_csv(copies))
     save_figure(figure, output, output_png)
 
 
-def tiny_imagenet(summary: Path, scores: Path, output: Path, output_png: Path) -> None:
-    """Heads on features of photographs, trained on flipped labels: AUC, precision and cost."""
+def tiny_imagenet(
+    summary: Path, scores: Path, along_rise: Path, output: Path, output_png: Path
+) -> None:
+    """Heads on features of photographs, trained on flipped labels: what :func:`detection` shows."""
     apply_style()
-    figure, axes = plt.subplots(2, 2, figsize=(9, 7))
-    _memorized(figure, axes.ravel(), pd.read_csv(summary), scores)
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7))
+    _memorized(figure, axes.ravel()[:4], pd.read_csv(summary), scores)
+    rows = pd.read_csv(along_rise)
+    _memorized_along(axes[1, 1], rows)
+    _ratio(axes[1, 2], rows)
+    axes[1, 2].set_title("How much higher (mean ± sd over networks)")
     save_figure(figure, output, output_png)
 
 
@@ -76,6 +79,9 @@ def imagenet(summary: Path, scores: Path, headline: float, output: Path, output_
     clean = table["hard_clean"].mean()
     axes[0, 1].set_title(f"... from {clean:.0f} right labels of a loss above ln 2")
     _ratio(axes[1, 0], table)
+    axes[1, 0].axhline(PAPER_RATIO, color="black", linestyle=":", linewidth=0.8, label="paper")
+    axes[1, 0].set_title("How much higher\n(± sd over corruptions and error over draws)")
+    axes[1, 0].legend(frameon=False)
     at = table[table["gamma"] == headline].iloc[0]
     title = f"{share:.0%} wrong, loss + {at['rise']:.2f} nats"
     _distribution(axes[1, 1], scores, share, title, at["auc_self_covariance"])
@@ -112,16 +118,19 @@ def _along(axis, rises: pd.Series) -> None:
 
 
 def _ratio(axis, table: pd.DataFrame) -> None:
-    error = np.hypot(table["ratio_sd"], table["ratio_error"])
+    error = np.hypot(table["ratio_sd"], table.get("ratio_error", 0))
     axis.errorbar(
         table["rise"], table["ratio"], error, fmt="o-", color=BLUE, ms=5, lw=1, label="here"
     )
-    axis.axhline(PAPER_RATIO, color="black", linestyle=":", linewidth=0.8, label="paper")
     axis.axhline(1, color="0.8", linewidth=0.8, zorder=0)
     axis.set(ylabel="mean self-covariance, wrong / right labels", ylim=(0, None))
     _along(axis, table["rise"])
-    axis.set_title("How much higher\n(± sd over corruptions and error over draws)")
-    axis.legend(frameon=False)
+
+
+def _memorized_along(axis, table: pd.DataFrame) -> None:
+    _detectors(axis, table, "auc")
+    title = f"{table['share'].iloc[0]:.0%} of labels flipped before training,"
+    axis.set_title(f"{title}\nindependent draws ever further out")
 
 
 def _memorized(figure, axes, table: pd.DataFrame, scores: Path) -> None:

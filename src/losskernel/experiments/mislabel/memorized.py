@@ -219,8 +219,10 @@ def _detect(
     write_csv(setup.mean_and_spread(table, ["share", "method"]), output_summary)
 
 
-def along_rise(settings: dict, output: Path) -> None:
-    """Memorized wrong labels of digits by independent draws, along the rise of the mean loss.
+def along_rise(settings: dict, output: Path, features: Path | None = None) -> None:
+    """Memorized wrong labels by independent draws, along the rise of the mean loss.
+
+    Of digits, or of heads on the images of ``features``.
 
     ``settings``: as for :func:`on_digits`, and ``along_rise``: ``share`` of the labels, ``rises``
     (nats; each has a gamma of its own in every network) and ``weight_draws``. Writes the
@@ -229,7 +231,10 @@ def along_rise(settings: dict, output: Path) -> None:
     """
     chosen, rows = settings["along_rise"], []
     for draw in bar(settings["draws"], "networks", unit="network"):
-        problem = setup.digits(settings["inputs"], draw)
+        if features is None:
+            problem = setup.digits(settings["inputs"], draw)
+        else:
+            problem = setup.stored_features(features)
         given, flipped = _flipped(problem, chosen["share"], draw)
         data = (problem.inputs, given)
         model = setup.fit(settings, problem, *data, draw).model
