@@ -86,7 +86,11 @@ class Measured:
     def save(self, path: Path) -> None:
         """Write an archive of NumPy arrays."""
         arrays = {
-            f"{name}/{part}/{statistic}": np.array(getattr(curve, part)[statistic])
+            # Draws of the null are many, and need few digits.
+            f"{name}/{part}/{statistic}": np.array(
+                getattr(curve, part)[statistic],
+                np.float32 if part in ("final", "maximum") else np.float64,
+            )
             for name, curve in self.curves.items()
             for part in PARTS
             for statistic in STATISTICS
