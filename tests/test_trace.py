@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -124,13 +126,21 @@ def test_joining_chains():
     assert joined.attributes["weights_sha256"] == "ab"
 
 
+def test_chains_that_do_not_go_on_from_each_other_make_no_longer_chain():
+    probe = json.dumps({"n_beta": 1, "gamma": 2, "step_size": 0.1})
+    with pytest.raises(TraceError, match="make no longer chain"):
+        concatenate([trace(probe=probe), trace(probe=probe, seed=1)], "draw")
+
+
 def test_joining_draws():
     joined = concatenate([trace(), trace(draws=3, seed=1)], "draw")
     assert joined.losses.shape == (2, 8, 4)
     assert joined.dataset["draw"].values.tolist() == list(range(8))
 
 
-@pytest.mark.parametrize("key", [*list(SETTINGS)[:4], "data_sha256", "data_size", "batch_size"])
+@pytest.mark.parametrize(
+    "key", [*list(SETTINGS)[:4], "data_sha256", "batch_size", "burn_in", "steps_per_draw"]
+)
 def test_traces_of_different_distributions_do_not_join(key):
     with pytest.raises(TraceError, match=f"differ in {key} .*other"):
         concatenate([trace(**{key: "one"}), trace(ids=[2, 3], **{key: "other"})])

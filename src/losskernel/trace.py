@@ -226,7 +226,7 @@ def checked_coords(given: Mapping[str, ArrayLike] | None, inputs: int) -> dict[s
 # What must agree for traces to be draws of one probe distribution on the same inputs.
 _IDENTITY = ("probe", "parameters", "weights_sha256", "inputs_sha256")
 # And of chains, which follow the loss of their data.
-_OF_CHAINS = ("data_sha256", "data_size", "batch_size")
+_OF_CHAINS = ("data_sha256", "data_size", "batch_size", "steps_per_draw", "burn_in")
 
 
 def concatenate(traces: list[LossTrace], dimension: str = "chain") -> LossTrace:
@@ -234,8 +234,9 @@ def concatenate(traces: list[LossTrace], dimension: str = "chain") -> LossTrace:
 
     Raises:
         TraceError: they differ in probe settings, weights, inputs, loss function, what the model
-            computes, training data, batch size or, along ``chain``, draws (along ``draw``,
-            chains), repeat a chain (a seed), or there are none.
+            computes, training data, batch size, burn-in, steps a draw or, along ``chain``, draws
+            (along ``draw``, chains), repeat a chain (a seed), are chains of SGLD to be joined along
+            ``draw``, or there are none.
     """
     if not traces:
         raise TraceError("no traces to join; give at least one")
@@ -260,6 +261,11 @@ def concatenate(traces: list[LossTrace], dimension: str = "chain") -> LossTrace:
                 f"traces differ in their loss function ({first['loss']}, {other['loss']}); join "
                 "only draws of one"
             )
+    if dimension == "draw" and json.loads(first.get("probe", "{}")).get("step_size"):
+        raise TraceError(
+            "traces of chains that do not go on from each other make no longer chain; give each "
+            "run chain_ids of its own and join along 'chain', or continue one run's journal"
+        )
     seeds = [trace.attributes.get("seed") for trace in traces]
     if dimension == "draw" and None not in seeds and len(set(seeds)) < len(seeds):
         raise TraceError(

@@ -198,6 +198,30 @@ def test_a_journal_refuses_what_it_was_not_begun_with(tmp_path):
 
     with pytest.raises(TraceError, match="code of the model differs"):
         gradient_covariance(Otherwise(*model), data, **options)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(TraceError, match=r"lacks settings.json"):
+        gradient_covariance(model, data, **options)
+
+
+def test_a_journal_refuses_what_shows_in_the_last_inputs_alone(tmp_path):
+    """Buffers that are no part of the state, of which the first inputs have no use."""
+
+    class Scaled(nn.Linear):
+        def __init__(self, scale):
+            super().__init__(3, 3)
+            self.register_buffer("scale", scale, persistent=False)
+
+        def forward(self, x):
+            return super().forward(x) * self.scale[x[:, 2].long(), None]
+
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 2] = torch.arange(12) >= 9
+    one, other = Scaled(torch.ones(2)), Scaled(torch.tensor([1.0, 3.0]))
+    other.load_state_dict(one.state_dict())
+    options = {"gamma": 50.0, "journal": tmp_path, "progress": False}
+    gradient_covariance(one, (x, torch.arange(12) % 3), pairs=4, **options)
+    with pytest.raises(TraceError, match="other buffers_sha256"):
+        gradient_covariance(other, (x, torch.arange(12) % 3), pairs=8, **options)
 
 
 def test_a_journal_of_before_has_simpsons_rule_and_no_data(tmp_path):
@@ -207,6 +231,7 @@ def test_a_journal_of_before_has_simpsons_rule_and_no_data(tmp_path):
     path = tmp_path / "settings.json"
     old = json.loads(path.read_text())
     assert [old.pop(key) for key in ("nodes", "n_beta", "fisher")] == [3, 0.0, None]
+    del old["behavior"]
     path.write_text(json.dumps(old))
     whole = gradient_covariance(model, data, pairs=6, **options)
     same(gradient_covariance(model, data, pairs=6, journal=tmp_path, **options), whole)

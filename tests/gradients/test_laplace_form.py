@@ -75,6 +75,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
     index = torch.arange(5)
     with pytest.raises(ConfigError, match="belong together"):
         gradient_covariance(problem.model, (index, index), gamma=1.0, n_beta=2.0)
+    with pytest.raises(ConfigError, match=r"above 1e\+06 rounding rules"):
+        Laplace(gradients, 1.0, 1e9)
     with pytest.raises(TraceError, match="gradients of other weights"):
         gradient_covariance(
             other.model, (index, index), loss=problem.loss, gamma=1.0, n_beta=2.0, fisher=gradients

@@ -148,6 +148,22 @@ def test_some_parameters_only():
     torch.testing.assert_close(found, single, rtol=1e-4, atol=1e-6)
 
 
+def test_a_model_that_sorts_its_batch_is_not_taken_layer_by_layer():
+    """Data that are in its order already do not hide it."""
+
+    class Sorting(nn.Linear):
+        def forward(self, x):
+            order = x[:, 0].argsort(stable=True)
+            return super().forward(x[order])[order.argsort()]
+
+    torch.manual_seed(0)
+    model, x = Sorting(4, 3), torch.randn(50, 4)
+    data = x[x[:, 0].argsort()], torch.arange(50) % 3
+    kind, found, _ = gradients(model, data, "auto")
+    assert kind != "layers"
+    torch.testing.assert_close(found, gradients(model, data, "sequential")[1])
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -199,6 +199,36 @@ def test_a_loss_without_a_gradient_is_refused_where_one_is_needed(tmp_path, engi
     np.testing.assert_allclose(found, sample(network(), **direct).losses, rtol=1e-5)
 
 
+@ENGINES
+def test_a_loss_with_weights_of_the_model_is_refused(tmp_path, engine):
+    """It would see those of the caller's, and not those that are moved."""
+
+    class Headless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = network(), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.body(x)
+
+    model = Headless()
+
+    def loss(output, target):
+        return F.cross_entropy(model.head(output), target, reduction="none")
+
+    message = r"^loss: uses weights of the model itself \(head.weight\)"
+    refused(tmp_path, message, model, loss=loss, engine=engine)
+    # A teacher's are not the model's.
+    sample(network(), loss=loss, engine=engine)
+
+
+@pytest.mark.parametrize("probe", [PROBE, Probe(gamma=50)], ids=["chains", "draws"])
+def test_random_numbers_of_the_caller_stay_where_they_are(probe):
+    model, state = network(), torch.get_rng_state()
+    sample(model, TensorDataset(X, Y), probe=probe)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_what_is_no_fault_passes():
     flat = network()
     nn.init.zeros_(flat[2].weight)

@@ -38,6 +38,8 @@ from losskernel.sampling.parameters import FlatLayout
 from losskernel.sampling.sample import Data
 from losskernel.seeds import numpy_generator
 
+_STIFFEST = 1e6  # float32 products of gradients tell eigenvalues that much smaller than the largest
+
 
 class Laplace:
     """``N(w*, Sigma)`` with ``Sigma = (gamma I + n_beta F)^-1``.
@@ -50,7 +52,8 @@ class Laplace:
         progress: show a progress bar.
 
     Raises:
-        ConfigError: gamma is not above 0, or n_beta is negative.
+        ConfigError: gamma is not above 0, or n_beta is negative or larger than the rounding of
+            gradients allows.
     """
 
     def __init__(self, gradients: Gradients, gamma: float, n_beta: float, progress: bool = True):
@@ -61,6 +64,12 @@ class Laplace:
         self.gamma, self.n_beta, self.gradients = gamma, n_beta, gradients
         products = gram(gradients, progress=progress) / len(gradients)
         values, vectors = np.linalg.eigh(products)
+        if (stiffness := n_beta * values[-1] / gamma) > _STIFFEST:
+            raise ConfigError(
+                f"n_beta = {n_beta:g}: times the largest eigenvalue of the Fisher matrix over "
+                f"gamma it is {stiffness:.1g}, and above {_STIFFEST:g} rounding rules the draws; "
+                "lower n_beta or raise gamma"
+            )
         # What rounding leaves of directions that the gradients do not span has no inverse.
         kept = values > values[-1] * 1e-10
         s, v = values[kept], vectors[:, kept]

@@ -121,8 +121,8 @@ def make_source(
 
     Args:
         kind: ``"layers"``, ``"batched"``, ``"sequential"``, or ``"auto"``: the first of these that
-            reproduces, on the first block of ``inputs``, the gradients taken one by one. Batched is
-            tried for up to 2 million parameters.
+            reproduces some gradients taken one by one, on the first block of ``inputs`` in another
+            order. Batched is tried for up to 2 million parameters.
         model, loss, names, device: as for :class:`LayerGradients`.
         inputs: what gradients will be asked for.
         default_loss: see :func:`losskernel.sampling.checks.check_losses`.
@@ -137,14 +137,17 @@ def make_source(
         raise ConfigError(f"engine: '{kind}' is not one of {', '.join(ENGINES)}")
     example = inputs.take(np.arange(min(2, len(inputs))))
     single = SingleGradients(make_engine("sequential", model, loss, names, example, device))
-    behavior = check_losses(single.engine, inputs, default_loss)
+    behavior = check_losses(single.engine, inputs, default_loss, of=(model, loss))
     weights = single.center
     size = _block_size(model, inputs, single.layout.size, device, beside)
     if kind == "sequential":
         return single, size, behavior
-    x, y = inputs.take(np.arange(min(size, len(inputs))))
+    # In an order of chance: a model that sorts its batch, and unsorts it, would find data in their
+    # own order sorted where it begins, and gradients of layers in the order of the inputs.
+    first = np.random.default_rng(0).permutation(min(size, len(inputs)))
+    x, y = inputs.take(first)
     fold = Fold(single.layout, 2**14, device=device)
-    chosen = sorted({0, min(size, len(inputs)) - 1})
+    chosen = sorted({*np.linspace(0, len(first) - 1, 6).round().astype(int).tolist()})
     expected = torch.zeros(len(chosen), fold.width, device=device)
     for row, i in zip(expected, chosen, strict=True):
         single.block(weights, _at(x, i), _at(y, i), fold, row[None])

@@ -29,7 +29,13 @@ _REPEATED = 0.01  # of that, for the very same evaluation a second time
 _MOVED = 0.01  # standard deviation of a small move of the weights, in their root mean square
 
 
-def check_losses(engine: Engine, inputs: Inputs, default_loss: bool, gradients: bool = True) -> str:
+def check_losses(
+    engine: Engine,
+    inputs: Inputs,
+    default_loss: bool,
+    gradients: bool = True,
+    of: tuple[nn.Module, Callable] | None = None,
+) -> str:
     """Refuse losses that are no deterministic function of the weights, input by input.
 
     A handful of inputs is evaluated at the trained weights twice, in another order, and one by one,
@@ -41,6 +47,7 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool, gradients: 
         default_loss: whether the loss is :func:`losskernel.sampling.sample.cross_entropy`, which
             needs classes or their probabilities as targets.
         gradients: whether gradients of the losses will be asked for, too.
+        of: the caller's model and loss, of which the engine has a copy.
 
     Returns:
         What tells the model and loss from others with the same tensors, as JSON: the losses of the
@@ -54,6 +61,8 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool, gradients: 
     check_data(engine, inputs, default_loss)
     few = _spread(len(inputs), _FEW)
     x, y = inputs.take(few)
+    if of is not None and not default_loss:
+        _check_that_the_loss_has_no_weights(engine, *of, x, y)
     center = engine.center[None]
     weights = torch.cat([center, _moved(engine.center)])
     whole = _evaluated(engine, weights, x, y)
@@ -115,6 +124,30 @@ def check_losses(engine: Engine, inputs: Inputs, default_loss: bool, gradients: 
             )
     _check_that_losses_differ(engine, inputs, weights, whole)
     return behavior
+
+
+def _check_that_the_loss_has_no_weights(
+    engine: Engine, model: nn.Module, loss: Callable, x: Any, y: Any
+) -> None:
+    """Of the model: it is a copy that is moved, and the loss would see the caller's as it was."""
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    try:
+        with torch.no_grad():
+            # A copy of what inference mode may have made, which would have no gradient.
+            output = map_tensors(torch.Tensor.clone, engine.output(x))
+        with torch.enable_grad():
+            values = loss(output, y).sum()
+        if not values.requires_grad:
+            return
+        found = torch.autograd.grad(values, list(weights.values()), allow_unused=True)
+    except Exception:  # of a loss that fails the caller has been told, or will be
+        return
+    used = [name for name, part in zip(weights, found, strict=True) if part is not None]
+    if used:
+        raise DataError(
+            f"loss: uses weights of the model itself ({used[0]}), where they are not moved; use "
+            "them in the model's forward and leave the loss its output and the targets"
+        )
 
 
 def _spread(count: int, most: int) -> np.ndarray:

@@ -128,6 +128,7 @@ class Inputs:
             batch_size=size,
             collate_fn=self._collated,
             pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws a number from the caller's
         )
         for batch in loader:
             yield self._send(batch)
@@ -278,6 +279,13 @@ def _rows(part: Any) -> Iterator[Any]:
 def state_fingerprint(model: nn.Module) -> str:
     """Fingerprint of a model's parameters and persistent buffers."""
     return fingerprint([*model.state_dict().values()])
+
+
+def hidden_state(model: nn.Module) -> dict[str, str]:
+    """Fingerprint of buffers that are not persistent, by its name; empty where there are none."""
+    state = model.state_dict(keep_vars=True)
+    hidden = [buffer for name, buffer in model.named_buffers() if name not in state]
+    return {"buffers_sha256": fingerprint(hidden)} if hidden else {}
 
 
 def fingerprint(parts: Iterable[Any]) -> str:

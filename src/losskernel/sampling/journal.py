@@ -93,6 +93,8 @@ class Journal:
     def _check_settings(self, settings: dict) -> None:
         path = self.folder / "settings.json"
         if not path.exists():
+            if any(self.folder.glob("*.f32")):
+                raise TraceError(f"{path}: is missing; delete the folder to start over")
             write_json(settings, path, indent=1, sort_keys=True)
             return
         try:

@@ -143,7 +143,7 @@ def propose_probe(
     example = inputs.take(np.arange(min(2, count)))
     runner = make_engine(engine, model, loss, names, example, device)
     inputs.check_finite(chosen)
-    check_losses(runner, source, loss is cross_entropy, n_beta > 0)
+    check_losses(runner, source, loss is cross_entropy, n_beta > 0, of=(model, loss))
     train = Inputs(data, device) if n_beta and probe_data is not None else source
     if train is not source:
         check_data(runner, train, loss is cross_entropy)

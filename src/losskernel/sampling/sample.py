@@ -29,7 +29,7 @@ from losskernel.sampling.engines import (
     without_tf32,
 )
 from losskernel.sampling.fingerprints import loss_fingerprint
-from losskernel.sampling.inputs import Inputs, fingerprint, state_fingerprint, usable_device
+from losskernel.sampling.inputs import Inputs, hidden_state, state_fingerprint, usable_device
 from losskernel.sampling.journal import Journal
 from losskernel.sampling.parameters import layout_fingerprint, select_parameters
 from losskernel.sampling.probe import FreeChain, Probe, whole
@@ -225,7 +225,9 @@ def sample_losses(
         input_coords = checked_coords(input_coords, len(probe_inputs))
         inputs_sha256 = probe_inputs.fingerprint()
         default_loss = loss is cross_entropy
-        behavior = check_losses(first, probe_inputs, default_loss, not probe.direct)
+        behavior = check_losses(
+            first, probe_inputs, default_loss, not probe.direct, of=(model, loss)
+        )
         if probe_data is not None:
             check_data(first, lanes[0].data, default_loss)
         sampler: Draws | Chains
@@ -444,11 +446,7 @@ def _beside(model: nn.Module, lane: Lane, apart: bool) -> dict:
     found = {}
     if apart:
         found["data_sha256"] = lane.data.fingerprint(few=not lane.data.in_memory)
-    state = model.state_dict(keep_vars=True)
-    hidden = [buffer for name, buffer in model.named_buffers() if name not in state]
-    if hidden:  # not persistent, such as the inputs of SeveralLabels
-        found["buffers_sha256"] = fingerprint(hidden)
-    return found
+    return found | hidden_state(model)
 
 
 def _lanes(
