@@ -10,6 +10,7 @@ from losskernel.errors import ConfigError
 from losskernel.experiments.imagenet.sample import generate, load
 from losskernel.experiments.mislabel import probe_time
 from losskernel.experiments.mislabel.labels import detection
+from losskernel.seeds import numpy_generator
 from networks import CLASSIFIER, DIGITS
 
 ANALYSIS = {
@@ -110,18 +111,20 @@ def test_a_corruption_is_a_choice_among_the_columns(sampled, tmp_path):
     assert summary["gamma"].tolist() == [1e4, 1e4]
 
 
-def test_the_jackknife_is_that_of_the_definition(sampled, tmp_path):
-    _, summary, _ = analyzed(sampled[1], tmp_path)
-    trace, plain = LossTrace.load(sampled[1]), sampled[1].parent / "baselines.npz"
-    values = []
-    for block in range(4):
-        left = np.delete(np.arange(8), [2 * block, 2 * block + 1])
-        part = LossTrace(trace.dataset.isel(draw=left))
-        part.save(tmp_path / "part.nc")
-        values.append(analyzed(tmp_path / "part.nc", tmp_path, plain)[1]["ratio"].values)
-    values = np.array(values)
-    expected = np.sqrt(3 / 4 * ((values - values.mean(0)) ** 2).sum(0))
-    np.testing.assert_allclose(summary["ratio_error"], expected)
+def test_errors_are_over_draws_and_over_images():
+    """Of a mean over both, whose variances by blocks add up."""
+    losses = np.random.default_rng(0).standard_normal((1, 12, 20, 2)) + np.arange(20)[:, None]
+
+    def statistics(chosen, kept=slice(None)):
+        mean = chosen.mean(axis=(0, 1, 3))[kept].mean()
+        return pd.DataFrame({"share": [0.1], "draw": [1], "mean": [mean]})
+
+    found = probe_time._jackknife_errors(losses, statistics, 4)["mean_error"].item()
+    order = numpy_generator(0, "order").permutation(20)
+    by_draw = losses.mean(axis=(0, 2, 3)).reshape(4, 3).mean(1)
+    by_image = losses.mean(axis=(0, 1, 3))[order].reshape(4, 5).mean(1)
+    # The jackknife of a mean of equal blocks is the standard error of the mean of their means.
+    assert found == pytest.approx(np.hypot(*(x.std(ddof=1) / 2 for x in (by_draw, by_image))))
 
 
 def test_the_headline_must_be_among_the_traces(sampled, tmp_path):

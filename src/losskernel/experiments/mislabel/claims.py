@@ -62,26 +62,31 @@ def _probe_time(row: pd.Series, data: str) -> dict[str, dict]:
     draws = int(row["draws"])
     probe = f"{_probe(row)}; " if "n_beta" in row else ""
     setting = f"{data}; {row['share']:.0%} of labels wrong at probe time; {probe}"
-    setting += f"spread: sd over {draws} corruption draws"
+    errors = "auc_self_covariance_error" in row
+    over = "images and draws of the weights" if errors else f"{draws} networks"
+    setting += f"{draws} draws of the corruption; spread: standard error over {over}"
+
+    def spread(name: str) -> float:
+        return row[f"{name}_error"] if errors else row[f"{name}_sd"] / draws**0.5
+
     clean, wrong = "self_covariance_clean", "self_covariance_mislabeled"
     beside = {"plain loss": row["auc_loss"]}
     if "auc_mean_loss" in row:
         beside["mean loss under the probe"] = row["auc_mean_loss"]
         beside["margin"] = row["auc_margin"]
         beside["gradient norm"] = row["auc_gradient_norm"]
-        beside["jackknife error over draws"] = row["auc_self_covariance_error"]
     beside["share of wrong neighbors of wrong labels over base rate"] = row["neighbors_mislabeled"]
     if "neighbors_null_high" in row:
         beside["97.5 % bound of that for random choices"] = row["neighbors_null_high"]
     auc = "auc_self_covariance" if "auc_self_covariance" in row else "auc"
     ratios = {"ratio wrong to right": row["ratio"], "the paper's ratio": PAPER_RATIO}
-    found = {"mislabel.auc": measured(row[auc], row[f"{auc}_sd"], draws, setting, beside=beside)}
+    found = {"mislabel.auc": measured(row[auc], spread(auc), draws, setting, beside=beside)}
     for name, column in (
         ("mislabel.self_covariance_clean", clean),
         ("mislabel.self_covariance_mislabeled", wrong),
     ):
         found[name] = measured(
-            row[column], row[f"{column}_sd"], draws, f"nats squared; {setting}", beside=ratios
+            row[column], spread(column), draws, f"nats squared; {setting}", beside=ratios
         )
     return found
 
@@ -103,20 +108,21 @@ def _along_the_rise(rows: pd.DataFrame, headline: float) -> dict[str, dict]:
     by_rise = {f"at a rise of {r.rise:.2g} nats": r.ratio for r in rows.itertuples()}
     found["mislabel.ratio"] = measured(
         nearest["ratio"],
-        _spread(nearest, "ratio"),
+        nearest["ratio_error"],
         draws,
         f"{told(nearest)}: of the gammas tried that with the ratio nearest to the paper's, where "
         f"the AUC is {nearest['auc_self_covariance']:.3f}; {nearest['share']:.0%} of labels wrong; "
-        f"spread: sd over {draws} corruption draws and error over draws of the weights",
+        f"{draws} draws of the corruption; spread: standard error over images and draws of the "
+        "weights",
         beside=by_rise,
     )
     found["mislabel.auc_matched_loss"] = measured(
         row["matched_self_covariance"],
-        _spread(row, "matched_self_covariance"),
+        row["matched_self_covariance_error"],
         draws,
         f"{told(row)}; wrong labels ({row['share']:.0%}) against the {row['hard_clean']:.0f} right "
-        f"ones of a loss above ln 2; spread: sd over {draws} corruption draws and error over draws "
-        "of the weights",
+        f"ones of a loss above ln 2; {draws} draws of the corruption; spread: standard error over "
+        "images and draws of the weights",
         beside={
             "plain loss": row["matched_loss"],
             "mean loss under the probe": row["matched_mean_loss"],
@@ -125,11 +131,6 @@ def _along_the_rise(rows: pd.DataFrame, headline: float) -> dict[str, dict]:
         },
     )
     return found
-
-
-def _spread(row: pd.Series, name: str) -> float:
-    """Over draws of the corruption and of the weights."""
-    return float(np.hypot(row[f"{name}_sd"], row[f"{name}_error"]))
 
 
 def _memorized(table: pd.DataFrame, data: str) -> dict:

@@ -80,7 +80,7 @@ def imagenet(summary: Path, scores: Path, headline: float, output: Path, output_
     axes[0, 1].set_title(f"... from {clean:.0f} right labels of a loss above ln 2")
     _ratio(axes[1, 0], table)
     axes[1, 0].axhline(PAPER_RATIO, color="black", linestyle=":", linewidth=0.8, label="paper")
-    axes[1, 0].set_title("How much higher\n(± sd over corruptions and error over draws)")
+    axes[1, 0].set_title("How much higher\n(± standard error over images and draws)")
     axes[1, 0].legend(frameon=False)
     at = table[table["gamma"] == headline].iloc[0]
     title = f"{share:.0%} wrong, loss + {at['rise']:.2f} nats"
@@ -118,7 +118,7 @@ def _along(axis, rises: pd.Series) -> None:
 
 
 def _ratio(axis, table: pd.DataFrame) -> None:
-    error = np.hypot(table["ratio_sd"], table.get("ratio_error", 0))
+    error = table.get("ratio_error", table["ratio_sd"])
     axis.errorbar(
         table["rise"], table["ratio"], error, fmt="o-", color=BLUE, ms=5, lw=1, label="here"
     )

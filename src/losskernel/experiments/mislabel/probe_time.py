@@ -190,10 +190,10 @@ def on_images(
     ``settings``: ``shares``, ``draws`` (seeds of the corruption), ``neighbors``, ``permutations``,
     ``jackknife_blocks``, ``headline`` (a gamma). Writes a row a gamma, share and draw; then their
     means, with ``<value>_sd`` over the draws of the corruption and ``<value>_error``, the jackknife
-    over blocks of draws of the weights. ``matched_<value>``: the AUC where wrong labels are set
-    against right ones of a loss above :data:`HARD` alone. The clustering of mislabeled images
-    stands beside the 97.5 % quantile of random choices of as many. The self-covariances at the
-    headline are for the figure (npz).
+    over blocks of images and, at once, over blocks of draws of the weights. ``matched_<value>``:
+    the AUC where wrong labels are set against right ones of a loss above :data:`HARD` alone. The
+    clustering of mislabeled images stands beside the 97.5 % quantile of random choices of as many.
+    The self-covariances at the headline are for the figure (npz).
     """
     tables, summaries = [], []
     for path in traces:
@@ -239,27 +239,30 @@ def _corrupted(
             corrupted.append((share, draw, column, flipped))
     hard = initial[:, 0] > HARD
 
-    def aucs(name: str, scores: np.ndarray, column: np.ndarray, flipped: np.ndarray) -> dict:
-        chosen = scores[images, column]
+    def aucs(
+        name: str, scores: np.ndarray, column: np.ndarray, flipped: np.ndarray, kept=images
+    ) -> dict:
+        chosen, flipped = scores[kept, column[kept]], flipped[kept]
         found = {f"auc_{name}": detection(chosen, flipped).auc}
-        if hard[~flipped].any():
-            among = hard | flipped
+        if hard[kept][~flipped].any():
+            among = hard[kept] | flipped
             found[f"matched_{name}"] = detection(chosen[among], flipped[among]).auc
         return found
 
-    def statistics(chosen: np.ndarray) -> pd.DataFrame:
-        """Of some draws of the weights: a row a corruption."""
+    def statistics(chosen: np.ndarray, kept: np.ndarray = images) -> pd.DataFrame:
+        """Of some draws of the weights and some images: a row a corruption."""
         k = self_covariance(chosen.reshape(*chosen.shape[:2], -1)).reshape(-1, per_image)
         mean = chosen.mean(axis=(0, 1), dtype=float)
         rows = [
             {
                 "share": share,
                 "draw": draw,
-                **aucs("self_covariance", k, column, flipped),
-                **aucs("mean_loss", mean, column, flipped),
-                **_means(k[images, column], flipped),
+                **aucs("self_covariance", k, column, flipped, kept),
+                **aucs("mean_loss", mean, column, flipped, kept),
+                **_means(k[kept, column[kept]], flipped[kept]),
             }
             for share, draw, column, flipped in corrupted
+            if flipped[kept].any() and not flipped[kept].all()
         ]
         return pd.DataFrame(rows)
 
@@ -300,14 +303,24 @@ def _corrupted(
 
 
 def _jackknife_errors(
-    losses: np.ndarray, statistics: Callable[[np.ndarray], pd.DataFrame], blocks: int
+    losses: np.ndarray, statistics: Callable[..., pd.DataFrame], blocks: int
 ) -> pd.DataFrame:
-    """Standard error of each statistic's mean over corruptions, by jackknife over blocks."""
+    """Standard error of each statistic's mean over corruptions, over draws and over images.
+
+    By the jackknife over blocks of either, in an order of chance; the two errors are independent.
+    """
     draws = np.arange(losses.shape[1])
-    left_out = [
-        statistics(losses[:, np.setdiff1d(draws, block)]).groupby("share", sort=False).mean()
-        for block in bar(np.array_split(draws, blocks), "jackknife", unit="block")
-    ]
+    images = numpy_generator(0, "order").permutation(losses.shape[2])
+    squares = 0
+    for of, parts in ((0, np.array_split(draws, blocks)), (1, np.array_split(images, blocks))):
+        left_out = []
+        for block in bar(parts, "jackknife", unit="block"):
+            if of:
+                table = statistics(losses, np.setdiff1d(images, block))
+            else:
+                table = statistics(losses[:, np.setdiff1d(draws, block)])
+            left_out.append(table.groupby("share", sort=False).mean())
+        squares = squares + jackknife_error(left_out) ** 2
     first = left_out[0]
-    errors = pd.DataFrame(jackknife_error(left_out), first.index, first.columns)
+    errors = pd.DataFrame(np.sqrt(squares), first.index, first.columns)
     return errors.drop(columns="draw").add_suffix("_error").reset_index()
