@@ -254,20 +254,26 @@ def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: 
     by_curve = table.set_index(["network", *_CURVE])
     row = by_curve.loc[(network, *curve)]
     errors = row[[f"error_{part}" for part in ERRORS]].astype(float).dropna()
+    names = [name, *(other for other in SAMPLED.values() if other != name)]
+    others: dict[str, float] = {}
+    for kernel, share, of in product(names, SHARES, OF):
+        at = (network, kernel, statistic, share, of)
+        if at in by_curve.index and at[1:] != curve:
+            told, other = f"{kernel}, {share:g} of the {of}", by_curve.loc[at]
+            others[told] = other["spearman"]
+            found = other[[f"error_{part}" for part in ERRORS]].astype(float).dropna()
+            others[f"error of {told}"] = float(np.linalg.norm(found)) if len(found) else np.nan
+            others[f"null's bound of {told}"] = other["grown_high"]
     alone = [one for one in table["network"].unique() if one != ALL]
     each = {f"network {one}": by_curve["spearman"].get((one, *curve), np.nan) for one in alone}
     top1 = numbers[(numbers["kernel"] == "network") & (numbers["statistic"] == "top1")]
     top1 = top1[~top1["network"].astype(str).str.startswith(SHUFFLED)]
     reached = top1[top1["step"] == top1["step"].max()]["value"].mean()
     steps = np.sort(top1["step"].unique())
-    others = {
-        f"at {share:g} of the {of}": by_curve["spearman"].get((network, name, statistic, share, of))
-        for share, of in product(SHARES, OF)
-        if (share, of) != HEADLINE and (network, name, statistic, share, of) in by_curve.index
-    }
     crossed = pd.read_csv(crossings, dtype={"network": str})
     crossed = crossed[crossed["resolved"] & (crossed["network"] == network)]
     crossed = crossed[(crossed[_CURVE] == list(curve)).all(axis=1)]
+    appear = {f"step of depth {one.depth}": one.step for one in crossed.itertuples()}
     late = {
         f"depth {one.depth} later than growth alone by": one.log_delay
         for one in crossed[crossed["later"]].itertuples()
@@ -289,6 +295,7 @@ def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: 
             "growth alone": row["grown"],
             "depths later than growth alone": len(late),
             **late,
+            **appear,
             **each,
             **others,
             **_crowded(crossed["step"].dropna(), steps),
