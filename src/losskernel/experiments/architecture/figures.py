@@ -69,12 +69,10 @@ def networks(
         )
         row[0].legend(frameon=False, fontsize="small", loc="upper left")
         row[1].axhline(0, color="black", linewidth=0.6)
-        ticks = [STEP * number + place for number in range(len(names)) for place in (0, 1)]
-        labels = [f"{name}\n{what}" for name in names for what in ("kernel", FEATURES)]
-        row[1].set_xticks(ticks, labels, fontsize="small", rotation=25, ha="right")
+        row[1].set_xticks(STEP * np.arange(len(names)) + 0.6, names)
         row[1].set(
-            ylabel="correlation over pairs, without noise",
-            title="WordNet by signed (filled) and absolute (open) R",
+            ylabel="correlation with WordNet, without noise",
+            title="Kernel (circles), features (squares);\nopen: of absolute values",
         )
         _agreement(row[2], pd.read_csv(agreement))
     save_figure(figure, output, output_png)
@@ -123,15 +121,16 @@ def _correlations(
 def _agreement(axis: Axes, alike: pd.DataFrame) -> None:
     alike = alike[alike.of != DIFFERENCE].reset_index(drop=True)
     styles = {KERNELS: (BLUE, "o"), FEATURES: (ORANGE, "s"), OWN: ("black", "D")}
-    for place, row in alike.iterrows():
-        color, marker = styles[row.of]
+    pairs = list(dict.fromkeys(zip(alike["first"], alike["second"], strict=True)))
+    for row in alike.itertuples():
+        (color, marker), place = styles[row.of], pairs.index((row.first, row.second))
         error = np.hypot(np.nan_to_num(row.error_draws), row.error_classes)
         axis.errorbar(row.value, -place, xerr=error, color=color, marker=marker, ls="")
         axis.barh(-place, row.null_high - row.null_low, 0.6, row.null_low, color="0.8", zorder=0)
-    told = [
-        f"{row.of}\n{row.first}" + ("" if row.first == row.second else f",\n{row.second}")
-        for row in alike.itertuples()
-    ]
-    axis.set_yticks(-np.arange(len(alike)), told, fontsize="small")
+    told = [one if one == other else f"{one},\n{other}" for one, other in pairs]
+    axis.set_yticks(-np.arange(len(pairs)), told, fontsize="small")
     axis.axvline(0, color="black", linewidth=0.6)
+    for of, (color, marker) in styles.items():
+        axis.plot([], [], marker, color=color, label=of)
+    axis.legend(frameon=False, fontsize="small", loc="upper right")
     axis.set(xlabel="CKA without noise", title="Agreement; gray: 95 % of permuted images")
