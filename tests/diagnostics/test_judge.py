@@ -34,5 +34,12 @@ def test_verdicts(estimate, error, null, claim, verdict):
     assert judge(estimate, error, null, claim) == verdict
 
 
+def test_an_error_of_few_parts_reaches_further():
+    # The 97.5 % quantile of Student's t with two degrees of freedom is 4.303.
+    assert judge(1.42, 0.1, None, ABOVE, count=3) == UNRESOLVED
+    assert judge(1.44, 0.1, None, ABOVE, count=3) == HOLDS
+    assert judge(1.21, 0.1, None, ABOVE, count=1000) == HOLDS
+
+
 def test_a_setting_that_was_not_reached_is_not_judged():
     assert judge(2.0, 0.1, None, ABOVE, tested=False) == UNTESTED

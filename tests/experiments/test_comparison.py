@@ -28,7 +28,7 @@ def test_a_verdict_is_short_and_says_the_number(name, row):
 def test_the_number_of_the_paper_and_its_side_are_said():
     row = measured(0.949, 0.007, 10, "")
     said = prose(BY_ID["mislabel.auc"], row)
-    assert said == "holds: 0.949 ± 0.007, within two errors of the paper's 0.958"
+    assert said == "holds: 0.949 ± 0.007, within its error of the paper's 0.958"
     said = prose(BY_ID["mislabel.auc"], measured(0.9, 0.007, 10, ""))
     assert said == "does not hold: 0.9 ± 0.007, below the paper's 0.958"
 

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from losskernel.diagnostics.judge import HOLDS, UNRESOLVED, UNTESTED, Number, Range, judge
+from losskernel.diagnostics.judge import (
+    HOLDS,
+    UNRESOLVED,
+    UNTESTED,
+    Number,
+    Range,
+    errors_of,
+    judge,
+)
 from losskernel.files import write_csv
 
 
@@ -283,7 +291,7 @@ def measured(
     Args:
         reproduced: the estimate.
         spread: its standard error.
-        n: how many networks, draws or inputs it is measured over.
+        n: how many networks, draws or inputs the spread is over.
         setting: at which setting and scale, and what the spread is over.
         null, tested: as for :func:`losskernel.diagnostics.judge.judge`.
         beside: numbers that it is to be read beside, by name.
@@ -308,8 +316,12 @@ def verdict(claim: Claim, row: dict) -> str:
         return "" if row["tested"] and not pd.isna(row["reproduced"]) else UNTESTED
     fields = (row["reproduced"], row["spread"], row["null"])
     estimate, error, null = (None if pd.isna(value) else float(value) for value in fields)
-    found = judge(estimate, error, null, claim.expected, bool(row["tested"]))
+    found = judge(estimate, error, null, claim.expected, bool(row["tested"]), _count(row))
     return UNRESOLVED if found == HOLDS and claim.needs_null and null is None else found
+
+
+def _count(row: dict) -> int | None:
+    return None if pd.isna(row["n"]) else int(row["n"])
 
 
 def prose(claim: Claim, row: dict) -> str:
@@ -323,8 +335,8 @@ def prose(claim: Claim, row: dict) -> str:
         return said if claim.reported is None else f"{said} against the paper's {claim.reported:g}"
     if isinstance(claim.expected, Number):
         paper, away = claim.expected.value, value - claim.expected.value
-        near = not pd.isna(spread) and abs(away) <= 2 * spread
-        side = "within two errors of" if near else "above" if away > 0 else "below"
+        near = not pd.isna(spread) and abs(away) <= errors_of(_count(row)) * spread
+        side = "within its error of" if near else "above" if away > 0 else "below"
         return f"{word}: {said}, {side} the paper's {paper:g}"
     low, high = claim.expected.low, claim.expected.high
     bounds = [f"above {low:g}"] * math.isfinite(low) + [f"below {high:g}"] * math.isfinite(high)
