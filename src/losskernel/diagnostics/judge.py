@@ -27,8 +27,8 @@ ERRORS = 2.0  # standard errors on either side of an estimate
 def errors_of(count: int | None) -> float:
     """Standard errors on either side of an estimate whose error comes from ``count`` parts.
 
-    :data:`ERRORS`, or where it is more the 97.5 % quantile of Student's t with ``count - 1`` degrees
-    of freedom: 4.3 of three parts, 2.8 of five.
+    :data:`ERRORS`, or where it is more the 97.5 % quantile of Student's t with ``count - 1``
+    degrees of freedom: 4.3 of three parts, 2.8 of five.
     """
     from scipy.special import stdtrit  # here, as it is slow to import
 
