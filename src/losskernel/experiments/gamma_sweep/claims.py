@@ -89,7 +89,7 @@ def _change(table: pd.DataFrame, lift: str, correlations: tuple[str, ...], scale
     return measured(
         change.value,
         float(all_errors(change)),
-        len(_gammas(table)),
+        None,
         f"{scale}; spread: jackknife over draws and over classes{among}",
         beside=beside,
     )
