@@ -500,6 +500,8 @@ class _Record:
         if path.exists():
             # What older journals do not name.
             found = {"nodes": 3, "n_beta": 0.0, "fisher": None} | self._found()
+            if "behavior" not in found:
+                settings.pop("buffers_sha256", None)
             try:
                 kept = np.load(self.folder / "initial.npy")
             except (OSError, ValueError) as error:

@@ -159,6 +159,8 @@ def _by_group(axis, along: pd.DataFrame) -> None:
     ):
         # Without a rise that stands out of rounding, R is the limit.
         rows = rows[np.isfinite(rows["gamma"]) & (rows["rise"] > 1e-5)].sort_values("rise")
+        if rows.empty:
+            continue
         axis.errorbar(
             rows["rise"],
             rows["auc_corrected"],

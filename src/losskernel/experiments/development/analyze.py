@@ -245,6 +245,15 @@ def _trend(crossings: np.ndarray) -> float:
     return rank_trend(found) if len(found) > 1 else 0.0
 
 
+def _errors(row: pd.Series) -> pd.Series:
+    """Those of its jackknife errors that are known, by what is left out."""
+    return row[[f"error_{part}" for part in ERRORS]].astype(float).dropna()
+
+
+def _together(errors: pd.Series) -> float:
+    return float(np.linalg.norm(errors)) if len(errors) else np.nan
+
+
 def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: Path) -> None:
     """What the trajectory says of the paper's claim, for the comparison."""
     table, numbers = pd.read_csv(order, dtype={"network": str}), pd.read_csv(metrics)
@@ -253,7 +262,7 @@ def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: 
     network = ALL if (table["network"] == ALL).any() else str(table["network"].iloc[0])
     by_curve = table.set_index(["network", *_CURVE])
     row = by_curve.loc[(network, *curve)]
-    errors = row[[f"error_{part}" for part in ERRORS]].astype(float).dropna()
+    errors = _errors(row)
     names = [name, *(other for other in SAMPLED.values() if other != name)]
     others: dict[str, float] = {}
     for kernel, share, of in product(names, SHARES, OF):
@@ -261,8 +270,7 @@ def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: 
         if at in by_curve.index and at[1:] != curve:
             told, other = f"{kernel}, {share:g} of the {of}", by_curve.loc[at]
             others[told] = other["spearman"]
-            found = other[[f"error_{part}" for part in ERRORS]].astype(float).dropna()
-            others[f"error of {told}"] = float(np.linalg.norm(found)) if len(found) else np.nan
+            others[f"error of {told}"] = _together(_errors(other))
             others[f"null's bound of {told}"] = other["grown_high"]
     alone = [one for one in table["network"].unique() if one != ALL]
     each = {f"network {one}": by_curve["spearman"].get((one, *curve), np.nan) for one in alone}
@@ -287,7 +295,7 @@ def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: 
     )
     found = measured(
         row["spearman"] if np.isfinite(row["spearman"]) else None,
-        float(np.linalg.norm(errors)) if len(errors) else None,
+        _together(errors),
         len(each),
         setting,
         null=row["grown_high"] if np.isfinite(row["grown_high"]) else None,

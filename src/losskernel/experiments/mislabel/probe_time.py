@@ -307,19 +307,20 @@ def _jackknife_errors(
 ) -> pd.DataFrame:
     """Standard error of each statistic's mean over corruptions, over draws and over images.
 
-    By the jackknife over blocks of either, in an order of chance; the two errors are independent.
+    By the jackknife over blocks of either, of images in an order of chance. The two add up.
     """
     draws = np.arange(losses.shape[1])
     images = numpy_generator(0, "order").permutation(losses.shape[2])
+    without = {
+        "draws": (draws, lambda kept: statistics(losses[:, kept])),
+        "images": (images, lambda kept: statistics(losses, kept)),
+    }
     squares = 0
-    for of, parts in ((0, np.array_split(draws, blocks)), (1, np.array_split(images, blocks))):
-        left_out = []
-        for block in bar(parts, "jackknife", unit="block"):
-            if of:
-                table = statistics(losses, np.setdiff1d(images, block))
-            else:
-                table = statistics(losses[:, np.setdiff1d(draws, block)])
-            left_out.append(table.groupby("share", sort=False).mean())
+    for name, (parts, of) in without.items():
+        left_out = [
+            of(np.setdiff1d(parts, block)).groupby("share", sort=False).mean()
+            for block in bar(np.array_split(parts, blocks), f"jackknife, {name}", unit="block")
+        ]
         squares = squares + jackknife_error(left_out) ** 2
     first = left_out[0]
     errors = pd.DataFrame(np.sqrt(squares), first.index, first.columns)
