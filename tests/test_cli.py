@@ -246,11 +246,13 @@ def test_help_explains_every_option_of_a_users_command(group):
     commands = parser._subparsers._group_actions[0].choices if parser._subparsers else {"": parser}
     unexplained = [
         f"{command} {option.option_strings[0]}"
-        for command, parser in commands.items()
-        for option in parser._actions
+        for command, one in commands.items()
+        for option in one._actions
         if not (option.help or "").replace("(default: %(default)s)", "").strip()
     ]
     assert commands and not unexplained
+    told = parser.format_help() + "".join(one.format_help() for one in commands.values())
+    assert "``" not in told and ":mod:" not in told  # what Sphinx reads
 
 
 def test_help_leaves_the_arguments_out_of_the_description(capsys):

@@ -5,6 +5,7 @@ Three calls: :func:`sample_losses` gives a :class:`LossTrace`; :func:`correlatio
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,4 +51,6 @@ def __getattr__(name: str):
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"losskernel.{module}"), name)
+    if name == "__version__":
+        return version("losskernel")
     raise AttributeError(f"module 'losskernel' has no attribute '{name}'")

@@ -26,13 +26,16 @@ from losskernel.files import check_writable
 
 # A user's groups of commands, modules of losskernel.commands, each with an example.
 EXAMPLES = {
-    "trace": "losskernel trace summary --trace trace.nc",
+    "trace": "losskernel trace sample --model mine.py:build --inputs data.npz --output trace.nc",
+    "kernel": "losskernel kernel --model mine.py:build --inputs data.npz --gamma 1000 "
+    "--output kernel.npz",
     "map": "losskernel map --trace trace.nc --output map.html",
     "mislabel": "losskernel mislabel folder --images photos --model timm:resnet18 "
     "--weights mine.safetensors --output suspects.csv",
     "weights": "losskernel weights convert --caffemodel bvlc_googlenet.caffemodel "
     "--output bvlc_googlenet.safetensors",
-    "limit": "losskernel limit kernel --trace trace.nc --gram gram.npz --output kernel.npz",
+    "limit": "losskernel limit gradients --model mine.py:build --inputs data.npz "
+    "--output gradients",
 }
 HERE = Path(__file__).parent
 log = logging.getLogger("losskernel")
@@ -98,7 +101,7 @@ def _command_parser(module, program: str) -> argparse.ArgumentParser:
     if [f"losskernel.commands.{name}" for name in functions] == [module.__name__]:
         # A group of one command, of the same name, is that command.
         return _options(argparse.ArgumentParser, *functions.values(), prog=program)
-    parser = argparse.ArgumentParser(prog=program, description=module.__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=_plain(module.__doc__))
     commands = parser.add_subparsers(metavar="command", required=True)
     for command, function in functions.items():
         first = _documented(function)[0].split("\n")[0]
@@ -121,13 +124,18 @@ def _options(make, function, **named) -> argparse.ArgumentParser:
 
 def _documented(function) -> tuple[str, dict[str, str]]:
     """A function's docstring without its section ``Args:``, and what that says of each."""
-    text = inspect.getdoc(function) or ""
+    text = _plain(inspect.getdoc(function) or "")
     section = re.search(r"^Args:\n((?: .*\n?|\n)+)", text, re.MULTILINE)
     if section is None:
         return text, {}
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section[1], re.MULTILINE)
     told = {name: " ".join(entry.split()).replace("%", "%%") for name, entry in entries}
     return text[: section.start()] + text[section.end() :], told
+
+
+def _plain(text: str) -> str:
+    """A docstring without the marks that Sphinx reads."""
+    return re.sub(r":\w+:`~?([^`]*)`", r"\1", text).replace("``", "")
 
 
 def _add_option(parser: argparse.ArgumentParser, parameter, hint, told: str) -> None:

@@ -70,7 +70,9 @@ def test_an_unknown_label_is_named(trace, tmp_path, capsys):
     output = tmp_path / "ranking.csv"
     unknown = ("--label", "species")
     assert run("mislabel", "rank", "--trace", trace, "--output", output, *unknown) == 1
-    assert "the trace has no 'species'" in capsys.readouterr().err and not output.exists()
+    said = capsys.readouterr().err
+    assert "the trace has no 'species'" in said and "name with --label" in said
+    assert not output.exists()
 
 
 CLASSES = ("zebra", "Ant", "cat 2")
@@ -176,6 +178,7 @@ def test_the_time_decides_how_many_draws_and_a_run_that_goes_on_keeps_its_own(
     with caplog.at_level("INFO", "losskernel"):
         assert run(*call, "--output", tmp_path / "s.csv", "--minutes", 0) == 0
         assert LossTrace.load(tmp_path / "s.nc").losses.shape == (1, 10, 6)  # the fewest
+        assert "more than the minutes given" in caplog.text
         assert run(*call, "--output", tmp_path / "s.csv", "--minutes", 10) == 0
     long = LossTrace.load(tmp_path / "s.nc")
     assert long.losses.shape == (1, 200, 6) and long.attributes["resumed_draws"] == 10  # the most
@@ -191,6 +194,20 @@ def test_a_pilot_chooses_the_probe_where_none_is_given(photos, tmp_path, caplog)
     assert probe["n_beta"] == 0
     said = f"pilot: gamma = {probe['gamma']:.3g} raises the mean loss"
     assert said in caplog.text and "(target 0.1)" in caplog.text
+    assert "propose_probe" not in caplog.text  # what a user of the command line cannot call
+    caplog.clear()
+    with caplog.at_level("INFO", "losskernel"):  # a run that goes on has its probe
+        assert rank_folder(photos, tmp_path / "s.csv", "--draws", 6) == 0
+    assert "pilot" not in caplog.text
+    assert json.loads(LossTrace.load(tmp_path / "s.nc").attributes["probe"]) == probe
+
+
+def test_a_model_without_preprocessing_is_refused(photos, tmp_path, capsys):
+    lines = "import timm\ndef build():\n    return timm.create_model('test_resnet', num_classes=3)"
+    (tmp_path / "bare.py").write_text(lines)
+    options = ("--model", f"{tmp_path / 'bare.py'}:build", "--weights", "pretrained", *PROBE)
+    assert rank_folder(photos, tmp_path / "s.csv", *options) == 1
+    assert "let the function return both, (model, preprocess)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from losskernel import LossTrace, Probe, sample_losses
+from losskernel import LossTrace, Probe, gradient_covariance, sample_losses
 from losskernel.cli import main
+from losskernel.gradients.linear_response import gram
+from losskernel.gradients.per_sample import per_sample_gradients
 
 MODEL = """
 import torch
@@ -14,7 +16,7 @@ import torch
 def build():
     torch.manual_seed(0)
     layers = torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
-    return torch.nn.Sequential(*layers), torch.as_tensor
+    return torch.nn.Sequential(*layers)
 """
 RNG = np.random.default_rng(0)
 ARRAYS = {"inputs": RNG.standard_normal((12, 5)).astype(np.float32), "targets": np.arange(12) % 3}
@@ -35,14 +37,17 @@ def run(*options, inputs="data.npz"):
     return main(["trace", "sample", *given, *map(str, options)])
 
 
+def own():
+    scope: dict = {}
+    exec(MODEL, scope)
+    return scope["build"](), tuple(torch.as_tensor(ARRAYS[key]) for key in ("inputs", "targets"))
+
+
 def test_draws_of_a_model_of_ones_own(folder):
     assert run("--gamma", 100, "--draws", 20, "--chains", 2, "--journal", "journal") == 0
     found = LossTrace.load("trace.nc")
-    scope: dict = {}
-    exec(MODEL, scope)
-    data = tuple(torch.as_tensor(ARRAYS[name]) for name in ("inputs", "targets"))
     probe, options = Probe(gamma=100), {"draws": 20, "chains": 2, "seed": 3, "progress": False}
-    same = sample_losses(scope["build"]()[0], data, probe, **options)
+    same = sample_losses(*own(), probe, **options)
     assert np.array_equal(found.losses, same.losses)
     assert "".join(found.coordinate("label")) == "abcdefghijkl"
     assert run("--gamma", 100, "--draws", 30, "--chains", 2, "--journal", "journal") == 0
@@ -58,6 +63,37 @@ def test_a_pilot_and_a_chain(folder, caplog):
     assert run(*chain) == 0
     probe = json.loads(LossTrace.load("trace.nc").attributes["probe"])
     assert probe == {"n_beta": 10, "gamma": 100, "step_size": 1e-3}
+
+
+def test_the_kernel_by_gradients(folder, caplog):
+    options = "--model mine.py:build --inputs data.npz --gamma 50 --pairs 8 --groups 4 --seed 3"
+    with caplog.at_level("INFO", "losskernel"):
+        assert main(["kernel", *options.split(), "--output", "k.npz"]) == 0
+    settings = {"gamma": 50, "pairs": 8, "groups": 4, "seed": 3, "progress": False}
+    expected = gradient_covariance(*own(), **settings)
+    with np.load("k.npz") as stored:
+        assert np.array_equal(stored["K"], expected.kernel)
+        assert np.array_equal(stored["R_error"], expected.error(of="correlation"))
+        assert "".join(stored["label"]) == "abcdefghijkl"
+    assert f"linear share {expected.linear_share:.2f}" in caplog.text
+    mapped = ["map", "--kernel", "k.npz", "--output", "m.html", "--neighbors", "4", "--k", "2"]
+    assert main(mapped) == 0
+
+
+def test_the_limit_from_gradients_to_the_kernel(folder):
+    assert run("--gamma", 1e6, "--draws", 3, "--journal", "j", "--displacements") == 0
+    for step in (
+        "gradients --model mine.py:build --inputs data.npz --output g",
+        "gram --gradients g --output gram.npz",
+        "linear --gradients g --displacements j --output linear.npz",
+        "kernel --trace trace.nc --gram gram.npz --output limit.npz",
+        "kernel --trace trace.nc --gram gram.npz --linear linear.npz --output both.npz",
+    ):
+        assert main(["limit", *step.split()]) == 0
+    gradients = per_sample_gradients(*own(), "again", progress=False)
+    with np.load("limit.npz") as limit, np.load("both.npz") as both:
+        np.testing.assert_allclose(limit["K"], gram(gradients) / 1e6, rtol=1e-3, atol=1e-9)
+        np.testing.assert_allclose(both["R"], limit["R"], atol=0.05)  # all but linear there
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,7 @@ def test_a_model_file_that_fails_is_named_with_the_line(tmp_path, monkeypatch, t
     ("name", "message"),
     [
         ("mine.py:make", "mine.py has no function 'make'"),
-        ("mine.py:nothing", "mine.py:nothing must return a torch module and a function"),
+        ("mine.py:nothing", "mine.py:nothing must return a torch module, or with it a"),
         ("yours.py:build", "yours.py: no such file"),
     ],
 )

@@ -169,6 +169,9 @@ def test_a_table_without_a_verdict_is_no_table_of_ticks(tmp_path, capsys):
     (tmp_path / "ticks.csv").write_text("name,given_label,new_label\n")
     assert run("mislabel", "apply", "--ticks", tmp_path / "ticks.csv", "--images", tmp_path) == 1
     assert "has no column verdict" in capsys.readouterr().err
+    assert run("mislabel", "apply", "--ticks", tmp_path / "none.csv", "--images", tmp_path) == 1
+    said = capsys.readouterr().err
+    assert "(No such file or directory); export it from the page" in said and "Errno" not in said
 
 
 def test_predictions_rank_by_confident_learning_and_suggest_their_class(made, tmp_path):

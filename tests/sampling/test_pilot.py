@@ -123,12 +123,12 @@ def test_what_cannot_be_proposed_is_named(changes, message):
 def test_the_search_meets_the_target_of_any_falling_curve():
     for curve in (lambda g: 3 / g, lambda g: 3 / g**2.5, lambda g: 3 / g + 20 / g**3):
         for start in (1e-4, 1.0, 1e5):
-            gamma, rise, error = _solve(lambda g, c=curve: (c(g), 0.1), 0.2, start, 1e12)
+            gamma, rise, error = _solve(lambda g, c=curve: (c(g), 0.1), 0.2, start, 1e12, False)
             assert rise == curve(gamma) == pytest.approx(0.2, rel=0.05) and error == 0.1
 
 
 def test_a_jump_over_the_target_ends_on_its_quiet_side():
-    gamma, rise, _ = _solve(lambda g: (math.inf if g < 7 else 0.01 / g, 0), 0.2, 1.0, 1e12)
+    gamma, rise, _ = _solve(lambda g: (math.inf if g < 7 else 0.01 / g, 0), 0.2, 1.0, 1e12, False)
     assert 7 <= gamma < 7.1 and rise == 0.01 / gamma
 
 

@@ -1,8 +1,8 @@
 """The exact high-gamma limit of any model's loss kernel, and kernels with less sampling noise.
 
-From a folder of per-sample gradients and the journals of sampling runs to matrices in .npz files;
-see :mod:`losskernel.gradients.linear_response`. Where the gradients come from is the experiment's
-own matter.
+First gradients, then gram; then kernel, with a trace of the same model and inputs, makes the limit
+at its gamma. With linear, of the journal of a run that kept its displacements, kernel makes the
+sampled kernel with less noise. See :mod:`losskernel.gradients.linear_response`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,44 @@ from pathlib import Path
 
 import numpy as np
 
+from losskernel.commands import own
 from losskernel.commands.trace import Center
 from losskernel.errors import TraceError
 from losskernel.files import read_npz, write_npz
 from losskernel.gradients.linear_response import gram as gram_matrix
 from losskernel.gradients.linear_response import linear_part
-from losskernel.gradients.per_sample import Gradients
+from losskernel.gradients.per_sample import Gradients, per_sample_gradients
 from losskernel.kernel.control_variate import control_variate_kernel, limit_kernel, normalize
 from losskernel.sampling.journal import JournalHead
 from losskernel.sampling.parameters import select_among
 from losskernel.sampling.probe import FreeChain, Probe
 from losskernel.trace import LossTrace, behave_alike, settings_attribute
+
+
+def gradients(
+    model: str,
+    inputs: Path,
+    output: Path,
+    weights: str = "pretrained",
+    parameters: str = "trainable",
+    device: str = "cpu",
+    seed: int = 0,
+) -> None:
+    """Write the loss gradient of every input of a model of your own: 2 bytes an input and weight.
+
+    Called again, a run that was killed goes on.
+
+    Args:
+        model: as for losskernel trace sample.
+        inputs: as for losskernel trace sample.
+        output: folder of the gradients.
+        weights: file of weights, or "pretrained": those that the function brings.
+        parameters: a pattern of the parameters, "trainable" or "all".
+        device: cpu or cuda.
+        seed: of random weights.
+    """
+    network, data, _ = own(model, weights, inputs, seed)
+    per_sample_gradients(network, data, output, parameters=parameters, device=device)
 
 
 def gram(gradients: Path, output: Path, parameters: str = "all") -> None:

@@ -13,7 +13,6 @@ from losskernel.errors import ConfigError, DataError
 from losskernel.pages.document import thumbnails
 from losskernel.pages.map import Inputs, View, view, write_map, write_table
 from losskernel.pages.sources import KernelFile, read_kernel
-from losskernel.progress import bar
 from losskernel.semantics.wordnet import Hierarchy
 from losskernel.trace import LossTrace
 
@@ -71,7 +70,8 @@ def map(
     small = None if images is None else thumbnails(images, names, thumbnail)
     apart = np.arange(len(names)) if keep_equal_labels or given is None else given
     views: list[View] = []
-    for one in bar(kernels, "maps", unit="map"):
+    for one in kernels:
+        log.info("%s: laying out %d inputs", one.name, len(names))
         variances, first = one.self_covariance, views[0] if views else None
         views.append(view(one.name, one.blocks(), apart, neighbors, seed, variances, first))
     left_out = given is not None and not keep_equal_labels

@@ -102,7 +102,13 @@ def rank(
     if score not in typing.get_args(Score):
         raise ConfigError(f"score: '{score}' is not one of {', '.join(typing.get_args(Score))}")
     loaded = LossTrace.load(trace)
-    labels = loaded.coordinate(label)
+    try:
+        labels = loaded.coordinate(label)
+    except TraceError as error:
+        raise TraceError(
+            f"{trace}: {error}; name with --label what holds the given labels, or sample again "
+            "with an array of them among the inputs (input_coords in Python)"
+        ) from error
     names = loaded.dataset["name" if "name" in loaded.dataset.coords else "input"].values
     scores = {name: value(loaded) for name, value in SCORES.items()}
     probabilities = None
@@ -204,7 +210,11 @@ def _ticks(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: unreadable as a table of ticks ({error})") from error
+        said = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{path}: unreadable as a table of ticks ({said}); export it from the page that "
+            "--page of losskernel mislabel folder writes"
+        ) from error
     missing = {"name", "given_label", "verdict", "new_label"} - set(table)
     if missing:
         raise DataError(f"{path}: has no column {min(missing)}; export it from the page")
@@ -330,7 +340,9 @@ def folder(
         chains: independent chains.
         draws: losses recorded a chain; more for a less noisy ranking. If not given, 100 for n_beta
             above 0, and of the Gaussian as many as fit into the minutes, 10 to 200 in all.
-        minutes: that pilot and draws may take together, where the draws are not given.
+        minutes: that pilot and draws may take together, where the draws are not given. The pilot,
+            at most 16 times the losses of 64 images under 6 perturbations, and 10 draws in all are
+            made however long they take; gamma and draws, given, are quicker.
         burn_in: first steps of a chain, not recorded, for n_beta above 0; 20 if not given.
         batch_size: images a gradient step, for n_beta above 0.
         eval_batch_size: images a forward pass when losses are recorded.
@@ -356,7 +368,10 @@ def folder(
         check_writable(path)
     if gamma is None and step_size is not None:
         raise ConfigError("step_size: give gamma too, or neither and a pilot chooses them")
-    given = None if gamma is None else Probe(n_beta, gamma, step_size)
+    probe = None if gamma is None else Probe(n_beta, gamma, step_size)
+    begun = _begun(journal)  # a run that goes on keeps its probe and its draws
+    if probe is None and begun is not None and begun.probe.n_beta == n_beta:
+        probe = begun.probe
     usable_device(device)  # told before images are read
     classifier = load_classifier(model, weights, image_size, seed)
     shown = ClassFolders(images, classifier.preprocess, per_class=per_class)
@@ -368,23 +383,23 @@ def folder(
     if folds is not None:
         predictions = output.with_suffix(".predictions.csv")
         write_csv(_out_of_fold(classifier.model, data, shown, folds, seed), predictions)
-    begun = time.monotonic()
-    probe = given
+    started = time.monotonic()
     if probe is None:
         log.info("pilot: choosing how far the weights may move")
         pilot = propose_probe(classifier.model, data, n_beta, RISE, seed=seed, **PILOT, **options)
-        log.info("pilot: %s", pilot.words)
+        log.info("pilot: %s", pilot.found)
         probe = pilot.probe
     if draws is None and not probe.direct:
         draws = 100
     elif draws is None:
-        left = 60 * minutes - (time.monotonic() - begun)
+        left = 60 * minutes - (time.monotonic() - started)
         seconds = _seconds_a_draw(classifier.model, data[0], eval_batch_size, device)
         total = min(max(int(left / seconds), FEWEST_DRAWS), MOST_DRAWS)
-        # A run that goes on keeps what it has.
-        draws = max(-(-total // chains), _recorded(journal))
+        draws = max(-(-total // chains), 0 if begun is None else begun.draws)
         told = seconds * draws * chains / 60
         log.info("%d x %d draws of %d images: %.1f minutes", chains, draws, len(shown), told)
+        if total == FEWEST_DRAWS and 60 * told > left:
+            log.info("more than the minutes given: these are the fewest; --draws can ask for fewer")
     trace = sample_losses(
         classifier.model,
         data,
@@ -430,12 +445,12 @@ def _out_of_fold(
     return table
 
 
-def _recorded(journal: Path) -> int:
-    """Draws in the journal of a run that was killed, 0 if there are none."""
+def _begun(journal: Path) -> JournalHead | None:
+    """The journal of a run that was killed, None if there are no draws in it."""
     try:
-        return JournalHead.read(journal).draws
+        return JournalHead.read(journal)
     except TraceError:
-        return 0
+        return None
 
 
 @torch.inference_mode()

@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from losskernel.commands import own
 from losskernel.diagnostics.verdict import verdict
-from losskernel.errors import ConfigError, DataError
-from losskernel.files import read_npz, write_csv, write_npz
+from losskernel.errors import ConfigError
+from losskernel.files import write_csv, write_npz
 from losskernel.kernel.alignment import pair_correlation
 from losskernel.kernel.covariance import correlation, covariance, self_covariance
 from losskernel.kernel.neighbors import nearest_neighbors
@@ -41,6 +42,7 @@ def sample(
     eval_batch_size: int = 1000,
     parameters: str = "trainable",
     journal: Path | None = None,
+    displacements: bool = False,
     workers: int | None = None,
     device: str = "cpu",
     seed: int = 0,
@@ -51,8 +53,7 @@ def sample(
     Called again with a journal, a run that was killed goes on.
 
     Args:
-        model: <file>.py:<function> that returns your model and its preprocessing (which is not
-            used), torchvision:<name> or timm:<name>.
+        model: <file>.py:<function> that returns your model, torchvision:<name> or timm:<name>.
         inputs: NumPy archive (.npz) of two arrays, inputs and targets; others with one value an
             input, such as label or name, are kept with the trace.
         output: the trace (.nc).
@@ -70,13 +71,12 @@ def sample(
         eval_batch_size: inputs a forward pass when losses are recorded.
         parameters: a pattern of the parameters that are perturbed, "trainable" or "all".
         journal: folder from which a killed run goes on.
+        displacements: keep them in the journal, for losskernel limit linear: 2 bytes a weight, draw
+            and chain.
         workers: processes that share the draws or chains.
         device: cpu or cuda.
         seed: of the noise.
     """
-    import torch  # seconds to load, which no other command here needs
-
-    from losskernel.models.loader import load_classifier
     from losskernel.sampling.pilot import propose_probe
     from losskernel.sampling.probe import Probe
     from losskernel.sampling.sample import sample_losses
@@ -86,11 +86,7 @@ def sample(
     if gamma is not None and rise is not None:
         raise ConfigError("rise: is for the pilot, which chooses gamma; leave out one of the two")
     probe = None if gamma is None else Probe(n_beta, gamma, step_size)
-    arrays = read_npz(inputs)
-    if not {"inputs", "targets"} <= arrays.keys():
-        raise DataError(f"{inputs}: holds {sorted(arrays)}; save arrays named inputs and targets")
-    data = tuple(torch.as_tensor(arrays.pop(name)) for name in ("inputs", "targets"))
-    network = load_classifier(model, weights, seed=seed).model
+    network, data, known = own(model, weights, inputs, seed)
     options = {
         "batch_size": batch_size,
         "eval_batch_size": eval_batch_size,
@@ -100,7 +96,7 @@ def sample(
     }
     if probe is None:
         pilot = propose_probe(network, data, n_beta, rise, **options)
-        log.info("pilot: %s", pilot.words)
+        log.info("pilot: %s", pilot.found)
         probe = pilot.probe
     trace = sample_losses(
         network,
@@ -111,8 +107,9 @@ def sample(
         burn_in=burn_in,
         steps_per_draw=steps_per_draw,
         journal=journal,
+        displacements=displacements,
         workers=workers,
-        input_coords=arrays,
+        input_coords=known,
         **options,
     )
     trace.save(output)
@@ -146,7 +143,8 @@ def summary(trace: Path) -> None:
     print(f"noise floor of R {judged.floor:.4f}; sd of R {judged.spread:.4f}")
     shown = ("probe", "seed", "batch_size", "steps_per_draw", "device", "weights_sha256")
     for name in (*shown, "left_out"):
-        print(f"{name} {loaded.attributes.get(name, '-')}")
+        if name in loaded.attributes:
+            print(f"{name} {loaded.attributes[name]}")
     print(f"verdict: {judged.level}")
     for finding in judged.findings:
         print(f"  {finding}")

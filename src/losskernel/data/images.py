@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from losskernel.data.listing import Manifest, class_folders, visible_files
-from losskernel.errors import DataError, needs
+from losskernel.errors import ConfigError, DataError, needs
 from losskernel.progress import bar
 
 WNID = re.compile(r"n\d{8}")
@@ -110,6 +110,11 @@ class ClassFolders(Dataset):
         per_class: int | None = None,
         manifest: str | Path | None = None,
     ):
+        if preprocess is None:
+            raise ConfigError(
+                "model: comes without what turns an image into its input tensor; let the function "
+                "return both, (model, preprocess)"
+            )
         self.folder, self.preprocess = Path(folder), preprocess
         self._manifest = None if manifest is None else Manifest.read(manifest)
         found = class_folders(self.folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from losskernel.diagnostics.judge import (
+    FAILS,
     HOLDS,
     UNRESOLVED,
     UNTESTED,
@@ -325,24 +326,22 @@ def _count(row: dict) -> int | None:
 
 
 def prose(claim: Claim, row: dict) -> str:
-    """The verdict in a sentence of at most 25 words."""
+    """The verdict with its reason, at most 25 words; empty for a fact that was measured."""
     word = verdict(claim, row)
-    if word == UNTESTED:
+    if word in ("", UNTESTED):
         return word
     value, spread, null = row["reproduced"], row["spread"], row["null"]
-    said = f"{value:.3g}" if pd.isna(spread) else f"{value:.3g} ± {spread:.2g}"
-    if claim.expected is None:
-        return said if claim.reported is None else f"{said} against the paper's {claim.reported:g}"
     if isinstance(claim.expected, Number):
-        paper, away = claim.expected.value, value - claim.expected.value
+        away = value - claim.expected.value
         near = not pd.isna(spread) and abs(away) <= errors_of(_count(row)) * spread
         side = "within its error of" if near else "above" if away > 0 else "below"
-        return f"{word}: {said}, {side} the paper's {paper:g}"
-    low, high = claim.expected.low, claim.expected.high
-    bounds = [f"above {low:g}"] * math.isfinite(low) + [f"below {high:g}"] * math.isfinite(high)
-    wanted = " and ".join(bounds)
-    beyond = "" if pd.isna(null) else f", its null's 97.5 % bound is {null:.3g}"
-    if claim.needs_null and pd.isna(null):
-        beyond = "; no null shows what growth alone gives"
-    claimed = "as claimed" if word == HOLDS else "the claim"
-    return f"{word}: {said}, {claimed}: {wanted}{beyond}"
+        return f"{word}: {side} the paper's"
+    if word != FAILS and claim.needs_null and pd.isna(null):
+        return f"{word}: no null shows what growth alone gives"
+    if word == UNRESOLVED and pd.isna(spread):
+        return f"{word}: its error is not known"
+    if pd.isna(null):
+        return word
+    beyond = value > null if math.isfinite(claim.expected.low) else value < null
+    side = "beyond" if beyond else "not beyond"
+    return f"{word}: {side} {null:.3g}, the 97.5 % bound of its null"

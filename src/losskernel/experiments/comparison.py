@@ -54,15 +54,11 @@ def pages(table: Path, output: Path, output_results: Path) -> None:
     Raises:
         DataError: the markers are missing.
     """
-    rows = pd.read_csv(table, dtype={"section": str})
+    texts = dict.fromkeys(("section", "setting", "beside", "verdict"), str)
+    rows = pd.read_csv(table, dtype=texts).fillna(dict.fromkeys(texts, ""))
     headline = rows[[BY_ID[name].headline for name in rows.id]]
     replace_between(output, "compare", _table(headline, "docs/results.md"))
-    details = [""]
-    for row in rows.itertuples():
-        said = [f"*Setting*: {row.setting}."] if isinstance(row.setting, str) else []
-        said += [f"*Beside it*: {row.beside}."] if isinstance(row.beside, str) else []
-        details.append(f"- `{row.id}`: {' '.join(said)}".rstrip(": "))
-    replace_between(output_results, "compare", "\n".join([_table(rows), *details]))
+    replace_between(output_results, "compare", "\n".join([_table(rows), *_settings(rows)]))
 
 
 def verify(tracked: Path, found: Path, output: Path) -> None:
@@ -109,6 +105,24 @@ def replace_between(page: Path, name: str, text: str) -> None:
     after = rest.partition(end)[2]
     with atomic_path(page) as temporary:
         temporary.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def _settings(rows: pd.DataFrame) -> list[str]:
+    """Settings, and what stands beside the rows; what all rows of a section share is said once."""
+    lines = []
+    for section, group in rows.groupby(rows.id.str.partition(".")[0], sort=False):
+        settings = [setting.split("; ") for setting in group.setting]
+        shared = [part for part in settings[0] if all(part in one for one in settings[1:])]
+        lines += ["", f"**{section}**: {'; '.join(shared)}".rstrip(": ") + ".", ""]
+        before = ""
+        for row, setting in zip(group.itertuples(), settings, strict=True):
+            own = "; ".join(part for part in setting if part not in shared)
+            said, before = "as above" if own and own == before else own, own
+            beside = [part.rpartition(" ") for part in row.beside.split("; ") if part]
+            told = "; ".join(f"{name}: {value}" for name, _, value in beside)
+            said += f"{' ' if said else ''}[{told}]" if told else ""
+            lines += [f"- `{row.id}`: {said}."] if said else []
+    return lines
 
 
 def _table(rows: pd.DataFrame, page: str = "") -> str:

@@ -24,10 +24,10 @@ CAFFE_MEAN_BGR = (104.0, 117.0, 123.0)
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model in evaluation mode, and what turns an RGB image into its input tensor."""
+    """A model in evaluation mode, and what turns an RGB image into its input tensor, if known."""
 
     model: nn.Module
-    preprocess: Callable[[Image.Image], Tensor]
+    preprocess: Callable[[Image.Image], Tensor] | None
 
 
 def caffe_preprocessing(image_size: int = 224) -> Callable[[Image.Image], Tensor]:
@@ -65,7 +65,8 @@ def load_classifier(
     Args:
         name: ``inception_v1`` (as published), ``torchvision:<name>``, ``timm:<name>``, or your own,
             ``<file>.py:<function>``: the function is called without arguments and returns the model
-            and what turns an RGB :class:`PIL.Image.Image` into its input tensor.
+            or, where there are images to read, ``(model, preprocess)`` with what turns an RGB
+            :class:`PIL.Image.Image` into its input tensor.
         weights: ``pretrained`` (downloaded by torchvision or timm), ``random`` (drawn from
             ``seed``; a control), or a file: safetensors, or a torch state dict, which is read with
             ``weights_only`` so that nothing in it is executed. A model of your own comes with its
@@ -194,7 +195,7 @@ def _outputs(model: nn.Module, state: dict[str, Tensor] | None) -> int | None:
     return len(stored)
 
 
-def _own(path: Path, function: str) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
+def _own(path: Path, function: str) -> tuple[nn.Module, Callable[[Image.Image], Tensor] | None]:
     """What a function of a user's own file returns.
 
     The file is imported as one of a name that can be imported: it may import what lies beside it,
@@ -224,17 +225,13 @@ def _own(path: Path, function: str) -> tuple[nn.Module, Callable[[Image.Image], 
             f"model: {path}:{function} fails ({where}{type(error).__name__}: {said}); mend it "
             "until the function can be called without arguments"
         ) from error
-    if not (
-        isinstance(made, tuple)
-        and len(made) == 2
-        and isinstance(made[0], nn.Module)
-        and callable(made[1])
-    ):
+    model, preprocess = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not (isinstance(model, nn.Module) and (preprocess is None or callable(preprocess))):
         raise ConfigError(
-            f"model: {path}:{function} must return a torch module and a function that turns an "
-            "image into its input tensor"
+            f"model: {path}:{function} must return a torch module, or with it a function that "
+            "turns an image into its input tensor"
         )
-    return made
+    return model, preprocess
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

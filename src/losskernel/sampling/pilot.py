@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from losskernel.errors import ConfigError
+from losskernel.progress import bar
 from losskernel.sampling.ambient import own_torch_settings
 from losskernel.sampling.checks import check_data, check_losses
 from losskernel.sampling.engines import LossPerInput, make_engine
@@ -57,7 +58,7 @@ class Pilot:
             perturbed weights, in loss / weight²; 0 for ``n_beta = 0``, where it is not needed.
         gradient_noise: expected variance that minibatches add to a step over the one injected, in
             the span of the gradients; see :func:`losskernel.sampling.stability.noise_moments`.
-        words: what was found, in sentences, and in three lines which estimator to use when.
+        found: what was found, in sentences.
     """
 
     probe: Probe
@@ -68,7 +69,12 @@ class Pilot:
     linear_share: float
     curvature: float
     gradient_noise: float
-    words: str
+    found: str
+
+    @property
+    def words(self) -> str:
+        """What was found, and in three lines which estimator to use when."""
+        return f"{self.found}\n{ESTIMATORS}"
 
 
 @own_torch_settings()
@@ -90,6 +96,7 @@ def propose_probe(
     seed: int = 0,
     device: str | torch.device = "cpu",
     engine: str = "auto",
+    progress: bool = True,
 ) -> Pilot:
     """Propose gamma and step size at which the mean loss rises by a given amount.
 
@@ -121,6 +128,7 @@ def propose_probe(
         most_inputs: probe inputs that the pilot evaluates, chosen at random.
         directions: Gaussian perturbations, each used with both signs, at least 2.
         chains: short chains, at least 2.
+        progress: show a progress bar of the gammas that are tried.
 
     Raises:
         DataError: as for :func:`losskernel.sampling.sample.sample_losses`.
@@ -175,10 +183,10 @@ def propose_probe(
 
     size = float(runner.center.double().square().mean())
     start = 100 / size if size > 0 else 1.0  # a perturbation of a tenth of the weights
-    gamma, *found = _solve(gaussian, target, start, 1e12)
+    gamma, *found = _solve(gaussian, target, start, 1e12, progress)
     if n_beta == 0:
         probe = Probe(gamma=gamma)
-        words = f"{_said(probe, initial, target, found)}{linear(gamma)}\n{ESTIMATORS}"
+        words = _said(probe, initial, target, found) + linear(gamma)
         return Pilot(probe, initial, target, *found, shares[gamma], 0.0, 0.0, words)
     weights = perturbed(runner.center, gamma, seed)
     steepest = curvature(runner, train, weights, gamma**-0.5, batch_size, seed)
@@ -213,7 +221,7 @@ def propose_probe(
         return _mean_and_error(trace.losses.mean(axis=(1, 2), dtype=float) - initial)
 
     without_gradient = gamma
-    gamma, *found = _solve(chain, target, gamma, 1e3)
+    gamma, *found = _solve(chain, target, gamma, 1e3, progress)
     probe = bounds.probe(gamma)
     noise = bounds.noise(probe)
     words = (
@@ -227,7 +235,7 @@ def propose_probe(
             f"{_MOST_BURN_IN}: the loss may rise further. Lower n_beta, raise batch_size if its "
             "noise is the bound, or take a long burn-in."
         )
-    words += f"{linear(without_gradient)}\n{ESTIMATORS}"
+    words += linear(without_gradient)
     share = shares[without_gradient]
     return Pilot(probe, initial, target, *found, share, steepest, noise, words)
 
@@ -242,8 +250,8 @@ def _said(probe: Probe, initial: float, target: float, found: Sequence[float]) -
         words += " The target is not met: the loss jumps there, or the search ended before it."
     if found[1] > 0.3 * found[0]:
         words += (
-            " The rise is uncertain: watch the first draws, or let propose_probe take more "
-            "directions and chains."
+            " The rise is uncertain: watch the first draws. A pilot of more directions and chains "
+            "is surer."
         )
     return words
 
@@ -291,7 +299,9 @@ def _mean_and_error(values) -> tuple[float, float]:
 Rise = Callable[[float], tuple[float, float]]
 
 
-def _solve(rise: Rise, target: float, start: float, reach: float) -> tuple[float, float, float]:
+def _solve(
+    rise: Rise, target: float, start: float, reach: float, progress: bool
+) -> tuple[float, float, float]:
     """The gamma at which a falling ``rise(gamma)`` meets the target; the rise there and its error.
 
     Steps by up to 10 until the target lies between two gammas, then between these by interpolation
@@ -303,11 +313,12 @@ def _solve(rise: Rise, target: float, start: float, reach: float) -> tuple[float
         target: above 0.
         start: where to begin.
         reach: largest factor from ``start`` that is tried.
+        progress: show a bar; it ends early where fewer gammas are enough.
     """
     above = below = None  # (log gamma, log(rise / target)) on either side
     safe = None
     at = math.log(start)
-    for _ in range(_EVALUATIONS):
+    for _ in bar(range(_EVALUATIONS), "pilot, at most", unit="gamma", show=progress):
         found = rise(math.exp(at))
         miss = math.log(found[0] / target) if found[0] > 0 else -math.inf
         if abs(math.expm1(miss)) <= _TOLERANCE:

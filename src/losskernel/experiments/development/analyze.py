@@ -287,9 +287,9 @@ def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: 
         for one in crossed[crossed["later"]].itertuples()
     }
     setting = (
-        f"Tiny ImageNet, validation top-1 {reached:.1%}, {len(each)} network(s), {len(steps)} "
-        f"checkpoints; {name}, {statistic}, half of the final value, {int(row['depths'])} depths "
-        "above shuffled classes; null: the final kernel, its amplitude alone growing; spread: "
+        f"Tiny ImageNet, validation top-1 {reached:.1%}, networks trained: {len(each)}, "
+        f"{len(steps)} checkpoints; {name}, {statistic}, half of the final value, "
+        f"{int(row['depths'])} depths above shuffled classes; null: the final kernel, its amplitude alone growing; spread: "
         "jackknife over "
         f"{' and '.join(part.removeprefix('error_') for part in errors.index)}; delays in log steps"
     )

@@ -55,7 +55,7 @@ def small(metrics: Path, settings: dict, output: Path) -> None:
     table = pd.read_csv(metrics)
     networks = ", ".join(map(str, settings["training_seeds"]))
     scale = (
-        f"last checkpoint of network(s) {networks} of development (Tiny ImageNet), Gaussian probe, "
+        f"last checkpoint of networks {networks} of development (Tiny ImageNet), Gaussian probe, "
         f"{settings['pairs']} pairs of gradients; {_scale(table)}"
     )
     found = {
@@ -73,7 +73,7 @@ def _gammas(table: pd.DataFrame) -> np.ndarray:
 def _scale(table: pd.DataFrame) -> str:
     rise = table[table.statistic == "rise"].sort_values("gamma")
     return "rise of the mean loss " + ", ".join(
-        f"{row.value:.2g} nats at gamma {row.gamma:g}" for row in rise.itertuples()
+        f"{row.value:.2g} nats at gamma {row.gamma:,.0f}" for row in rise.itertuples()
     )
 
 
@@ -84,7 +84,7 @@ def _change(table: pd.DataFrame, lift: str, correlations: tuple[str, ...], scale
     among, beside = ", error over networks" if known else "", {}
     for name in (lift, *correlations):
         for row in table[table.statistic == name].sort_values("gamma").itertuples():
-            where = f"gamma {row.gamma:g}" if np.isfinite(row.gamma) else "the exact limit"
+            where = f"gamma {row.gamma:,.0f}" if np.isfinite(row.gamma) else "the exact limit"
             beside[f"{name} at {where}"] = row.value
     return measured(
         change.value,
