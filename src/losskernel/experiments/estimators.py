@@ -30,7 +30,15 @@ from torch import Tensor, nn
 from losskernel.experiments.comparison import replace_between
 from losskernel.experiments.imagenet.sample import load
 from losskernel.experiments.laplace import arithmetic_network
-from losskernel.experiments.style import BLUE, GREEN, ORANGE, PURPLE, apply_style, save_figure
+from losskernel.experiments.style import (
+    BLUE,
+    GREEN,
+    NETWORKS,
+    ORANGE,
+    PURPLE,
+    apply_style,
+    save_figure,
+)
 from losskernel.files import write_csv
 from losskernel.gradients.covariance import GradientCovariance, gradient_covariance
 from losskernel.gradients.linear_response import gram, linear_part
@@ -222,11 +230,12 @@ def figure(table: Path, output: Path, output_png: Path) -> None:
                     axis.plot(law.fixed + law.each * beyond, cka, "--", color=color, lw=0.8)
             axis.axhline(1, color="black", linewidth=0.6)
             axis.set(xscale="log", ylim=(-0.1, 1.08))
-            axis.set_title(f"{network}: loss + about {target:g} nats")
+            axis.set_title(f"{NETWORKS.get(network, network)}: loss + about {target:g} nats")
         span = rows[rows.network == network].seconds
         line[0].set(xlim=(span.min() / 2, span.max() * 30), ylabel="CKA of R with the reference")
-    for axis in axes[-1]:
-        axis.set_xlabel("seconds of one core")
+    page.supxlabel(
+        "seconds of one core (dashed: extrapolated, where the estimate is above its noise)"
+    )
     handles, names = axes[0, 0].get_legend_handles_labels()
     page.legend(handles, names, ncols=4, frameon=False, loc="outside upper center")
     save_figure(page, output, output_png)

@@ -27,6 +27,14 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GRAY = (
     "#7F7F7F",
 )
 DIVERGING = "RdBu_r"
+# What figures call the networks of the configuration.
+NETWORKS = {
+    "inception_v1": "Inception-v1",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "inception_tiny": "small Inception",
+    "resnet": "small ResNet",
+    "vit": "small ViT",
+}
 
 
 def apply_style() -> None:

@@ -14,6 +14,7 @@ from losskernel.experiments.imagenet.kernels import FEATURES
 from losskernel.experiments.style import (
     BLUE,
     GREEN,
+    NETWORKS,
     ORANGE,
     PURPLE,
     VERMILION,
@@ -65,15 +66,22 @@ def networks(
         row[0].set(
             xlabel="depth of the shared hypernym (steps from entity)",
             ylabel=f"lift of the {settings['claim_neighbors']} nearest (1 = chance)",
-            title=f"{IMAGES[images]}: neighbors; gray: 95 % of permuted classes",
+            title=f"{IMAGES[images]}: neighbors (gray: permuted classes)",
         )
         row[0].legend(frameon=False, fontsize="small", loc="upper left")
         row[1].axhline(0, color="black", linewidth=0.6)
-        row[1].set_xticks(STEP * np.arange(len(names)) + 0.6, names)
+        row[1].set_xticks(STEP * np.arange(len(names)) + 0.6, [NETWORKS.get(n, n) for n in names])
         row[1].set(
             ylabel="correlation with WordNet, without noise",
-            title="Kernel (circles), features (squares);\nopen: of absolute values",
+            title=f"{IMAGES[images]}: R follows WordNet",
         )
+        for what, look in LOOKS.items():
+            for sign, face in (("", "black"), (", magnitude", "white")):
+                style = {"ls": "", "marker": look["marker"], "color": "black", "mfc": face}
+                row[1].plot([], [], label=f"{what}{sign}", **style)
+        low, high = row[1].get_ylim()
+        row[1].set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+        row[1].legend(frameon=False, fontsize="small", loc="upper right", ncols=2)
         _agreement(row[2], pd.read_csv(agreement))
     save_figure(figure, output, output_png)
 
@@ -88,7 +96,7 @@ def _lifts(axis: Axes, rows: pd.DataFrame, name: str, kernel: str, number: int) 
             own.standard_error.fillna(0),
             color=COLORS[number % len(COLORS)],
             ms=4,
-            label=f"{name}, {what}",
+            label=f"{NETWORKS.get(name, name)}, {what}",
             **LOOKS[what],
         )
         axis.fill_between(own.depth, own.null_low, own.null_high, color="black", alpha=0.06, lw=0)
@@ -127,10 +135,11 @@ def _agreement(axis: Axes, alike: pd.DataFrame) -> None:
         error = np.hypot(np.nan_to_num(row.error_draws), row.error_classes)
         axis.errorbar(row.value, -place, xerr=error, color=color, marker=marker, ls="")
         axis.barh(-place, row.null_high - row.null_low, 0.6, row.null_low, color="0.8", zorder=0)
-    told = [one if one == other else f"{one},\n{other}" for one, other in pairs]
+    names = [[NETWORKS.get(name, name) for name in pair] for pair in pairs]
+    told = [one if one == other else f"{one},\n{other}" for one, other in names]
     axis.set_yticks(-np.arange(len(pairs)), told, fontsize="small")
     axis.axvline(0, color="black", linewidth=0.6)
     for of, (color, marker) in styles.items():
         axis.plot([], [], marker, color=color, label=of)
     axis.legend(frameon=False, fontsize="small", loc="upper right")
-    axis.set(xlabel="CKA without noise", title="Agreement; gray: 95 % of permuted images")
+    axis.set(xlabel="CKA without noise", title="Agreement (gray: permuted images)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -141,16 +142,17 @@ def _along_gamma(axis, along: pd.DataFrame, gamma: float) -> None:
     ticks = [tick for tick in rows["gamma"] if np.isclose(np.log10(tick) % 1, 0)]
     axis.set_xticks([*ticks, end], [*(f"$10^{np.log10(t):.0f}$" for t in ticks), "limit"])
     axis.set_xticks([], minor=True)
-    axis.set(xlabel="γ", ylabel="pair ROC-AUC", ylim=(0.4, 1.02), title="Along γ, all weights")
+    axis.set(xlabel="γ", ylabel="pair ROC-AUC", title="Along γ, all weights, one network")
+    axis.set(ylim=(0.28, 1.02), yticks=np.arange(0.4, 1.01, 0.1))  # room for the legend
     rise = axis.twinx()
     rise.spines["right"].set_visible(True)
     risen = rows[rows["rise"] > 0]
-    rise.plot(risen["gamma"], risen["rise"], color=GRAY, lw=1, marker=".", label="rise of the loss")
-    rise.set(yscale="log", ylabel="rise of the mean loss (nats)")
+    rise.plot(risen["gamma"], risen["rise"], color=GRAY, lw=1, marker=".")
+    rise.set(yscale="log", ylabel="rise of the mean loss (nats), gray")
+    low, high = risen["rise"].min(), risen["rise"].max()
+    rise.set_ylim(low * (low / high) ** 0.5, 2 * high)  # above the legend
     rise.yaxis.label.set_color(GRAY)
-    handles, labels = axis.get_legend_handles_labels()
-    more, names = rise.get_legend_handles_labels()
-    axis.legend(handles + more, labels + names, frameon=False, fontsize="x-small", loc="lower left")
+    axis.legend(frameon=False, fontsize="x-small", loc="lower left")
 
 
 def _by_group(axis, along: pd.DataFrame) -> None:
@@ -190,9 +192,7 @@ def _beside(axis, table: pd.DataFrame, paper: float) -> None:
         axis.plot(values, place + np.asarray(jitter), ".", color="black", ms=4)
         axis.text(1.03, place, f"{values.mean():.3f}", va="center", fontsize="small")
     axis.axvline(paper, color=VERMILION, lw=1, ls="--")
-    axis.text(
-        paper, len(BASELINES) - 0.45, f"paper {paper:g}", color=VERMILION, ha="right", fontsize=7
-    )
+    axis.text(paper - 0.01, 0, f"paper {paper:g}", color=VERMILION, ha="right", fontsize=8)
     axis.axvline(0.5, color="black", lw=0.6)
     axis.set_yticks(places, list(BASELINES.values()), fontsize="small")
     axis.set(xlim=(0.35, 1.01), xlabel="pair ROC-AUC")
@@ -215,11 +215,15 @@ def search(table: Path, output: Path, output_png: Path) -> None:
     at = once["setup"].map(places)
     axes[1].plot(once["train_accuracy"], at, "o", color=BLUE, ms=5, label="training pairs")
     axes[1].plot(once["test_accuracy"], at, "s", color=ORANGE, ms=4, mfc="none", label="held out")
-    axes[0].set_yticks(list(places.values()), [name.replace("_", " ") for name in places])
+    told = [re.sub("^(weight decay 2) ", r"\1, ", name.replace("_", " ")) for name in places]
+    axes[0].set_yticks(
+        list(places.values()), [name.replace("chosen", "chosen recipe") for name in told]
+    )
     axes[0].axvline(0.5, color="black", lw=0.6, ls=":")
-    axes[0].set(xlabel="pair ROC-AUC of signed R: without noise (filled), as drawn", xlim=(0.45, 1))
+    axes[0].set(xlabel="pair ROC-AUC of signed R (filled: without noise; open: as drawn)")
+    axes[0].set(xlim=(0.45, 1), title="Does the kernel tell the tasks apart?")
     axes[0].legend(title="rise of the mean loss", frameon=False, fontsize="small")
-    axes[1].set(xlabel="accuracy", xlim=(0, 1.05))
+    axes[1].set(xlabel="accuracy", xlim=(0, 1.05), title="Is the network trained?")
     axes[1].legend(frameon=False, fontsize="small", loc="lower left")
     for axis in axes:
         axis.grid(axis="y", lw=0.4, alpha=0.5)

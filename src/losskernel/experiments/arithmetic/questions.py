@@ -112,10 +112,10 @@ def figure(
     _triples(axes[0, 2], pd.read_csv(networks))
     along = pd.read_csv(curve)
     along = along[(along["group"] == along["group"].iloc[0]) & np.isfinite(along["gamma"])]
-    _activations(axes[1, 0], along, "gamma", "γ", "R and activations along γ")
+    _activations(axes[1, 0], along, "gamma", "γ", "Which activations is R like?")
     axes[1, 0].set_xscale("log")
     grown = pd.read_csv(development)
-    _activations(axes[1, 1], grown, "step", "training step", "R and activations along training")
+    _activations(axes[1, 1], grown, "step", "training step", "The same along training")
     axes[1, 1].set_xscale("symlog", linthresh=50)
     axes[1, 2].axis("off")
     handles, labels = axes[1, 0].get_legend_handles_labels()
@@ -134,24 +134,29 @@ def _localization(axis, rows: pd.DataFrame) -> None:
             axis.plot(
                 100 * of_kind["shared"], of_kind[column], marker, color=color, mfc=face, label=name
             )
-    axis.axhspan(-MARGIN, MARGIN, color=GRAY, alpha=0.15, lw=0)
-    axis.set(xlabel="parameters that both tasks use (%)", ylabel="mean R", title="Localization")
-    axis.legend(frameon=False, fontsize="x-small")
+    axis.axhspan(-MARGIN, MARGIN, color=GRAY, alpha=0.15, lw=0, label="taken for zero")
+    axis.set(xlabel="parameters that both tasks use (%)", ylabel="mean R")
+    axis.set_title("Is R zero where tasks share nothing?")
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
+    axis.legend(frameon=False, fontsize="x-small", ncols=2, loc="upper right")
 
 
 def _rescaling(axis, rows: pd.DataFrame) -> None:
-    for probe, color, marker in (("isotropic", GRAY, "o"), ("fisher", BLUE, "s")):
+    for probe, told, color, marker in (
+        ("isotropic", "isotropic probe", GRAY, "o"),
+        ("fisher", "variances from the Fisher matrix", BLUE, "s"),
+    ):
         of_probe = rows[rows["probe"] == probe]
         axis.plot(of_probe["alpha"], of_probe["cka"], marker, color=color, alpha=0.5, mec="none")
         mean = of_probe.groupby("alpha")["cka"].mean()
-        axis.plot(mean.index, mean, color=color, marker=marker, label=f"{probe} probe")
+        axis.plot(mean.index, mean, color=color, marker=marker, label=told)
     ticks = sorted(set(rows["alpha"]))
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.set(
-        xlabel="rescaling α of the MLP", ylabel="CKA of R with α = 1", title="Reparametrization"
-    )
-    axis.legend(frameon=False)
+    axis.set(xlabel="the same function, MLP rescaled by α", ylabel="CKA of R with α = 1")
+    axis.set_title("Does R stay under a rescaling?")
+    axis.legend(frameon=False, fontsize="x-small", loc="lower left")
 
 
 def _triples(axis, rows: pd.DataFrame) -> None:
@@ -162,8 +167,9 @@ def _triples(axis, rows: pd.DataFrame) -> None:
     axis.plot(at, bound, "_", ms=12, color="black", label="97.5 % of both nulls")
     axis.axhline(0, color="black", lw=0.6)
     axis.set_xticks(at, rows["training_seed"].astype(str))
-    axis.set(xlabel="network", ylabel="within a task less mixed", title="Triples of losses")
-    axis.legend(frameon=False, fontsize="x-small")
+    axis.set(xlabel="network (training seed)", ylabel="third cumulant, one task less mixed")
+    axis.set_title("Do triples of losses move together?")
+    axis.legend(frameon=False, fontsize="x-small", loc="upper left")
 
 
 def _activations(axis, rows: pd.DataFrame, column: str, label: str, title: str) -> None:

@@ -289,8 +289,8 @@ def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: 
     setting = (
         f"Tiny ImageNet, validation top-1 {reached:.1%}, networks trained: {len(each)}, "
         f"{len(steps)} checkpoints; {name}, {statistic}, half of the final value, "
-        f"{int(row['depths'])} depths above shuffled classes; null: the final kernel, its amplitude alone growing; spread: "
-        "jackknife over "
+        f"{int(row['depths'])} depths above shuffled classes; null: the final kernel, its "
+        "amplitude alone growing; spread: jackknife over "
         f"{' and '.join(part.removeprefix('error_') for part in errors.index)}; delays in log steps"
     )
     found = measured(

@@ -55,10 +55,11 @@ def trajectory(
     own = [one for one in table["network"].unique() if not one.startswith((ALL, SHUFFLED))]
     of = f"mean of {len(own)} networks" if network == ALL else "one network"
     chosen = crossed[crossed["kernel"] == name].sort_values("depth")
-    shown = lifts[(lifts["kernel"] == name) & lifts["depth"].isin(_every_other(chosen["depth"]))]
+    shown = lifts[(lifts["kernel"] == name) & lifts["depth"].isin(_three(chosen["depth"]))]
     _lift(lift_axis, shown, data["steps"])
-    lift_axis.set(title=f"Lift by depth ({of})", ylabel="(lift − 1) / (final lift − 1)")
-    lift_axis.legend(title="hypernym depth", frameon=False, loc="upper left")
+    lift_axis.set(title=f"Lift by depth ({of}; bands ± s.e.)")
+    lift_axis.set(ylabel="(lift − 1) / (final lift − 1)", ylim=(-0.6, 2.6))
+    lift_axis.legend(title="hypernym depth", frameon=False, loc="upper left", ncols=3)
     _crossings(crossing_axis, chosen, crossed[crossed["kernel"] == FEATURES], data["steps"])
     maps = below.subplots(1, 2)
     # Between the first and the last crossing, where coarse depths have appeared and fine have not.
@@ -73,9 +74,10 @@ def trajectory(
     save_figure(figure, output, output_png)
 
 
-def _every_other(depths: pd.Series) -> np.ndarray:
-    """Every second depth, the deepest among them: more lines cannot be told apart."""
-    return np.sort(depths.unique())[::-2]
+def _three(depths: pd.Series) -> np.ndarray:
+    """Three depths, coarsest and finest among them: more lines cannot be told apart."""
+    found = np.sort(depths.unique())
+    return found[np.unique(np.linspace(0, len(found) - 1, 3).round().astype(int))]
 
 
 def _scatter(axis, data: dict, points: np.ndarray):
@@ -104,8 +106,10 @@ def _lift(axis, rows: pd.DataFrame, steps: np.ndarray) -> None:
         curve = rows[rows["depth"] == depth].sort_values("step")
         height = curve["value"].iloc[-1] - 1
         value, error = (curve["value"] - 1) / height, _error(curve, "error_") / height
-        line = {"color": color, "marker": marker, "ms": 3.5, "elinewidth": 0.6}
-        axis.errorbar(curve["step"], value, error, label=f"{depth:g}", **line)
+        axis.plot(curve["step"], value, color=color, marker=marker, ms=3.5, label=f"{depth:g}")
+        axis.fill_between(
+            curve["step"], value - error, value + error, color=color, alpha=0.15, lw=0
+        )
     for level in (0, HEADLINE[0], 1):
         axis.axhline(level, color="black", linewidth=0.6, ls=":" if level else "-")
     _step_axis(axis.xaxis, steps)
@@ -128,11 +132,12 @@ def _crossings(axis, rows: pd.DataFrame, features: pd.DataFrame, steps: np.ndarr
     bars = rows["step"] - low.clip(0), high.clip(upper=steps.max()) - rows["step"]
     axis.errorbar(rows["depth"], rows["step"], bars, fmt="o", color=BLUE, label="loss kernel")
     late = rows[rows["later"]]
-    axis.plot(late["depth"], late["step"], "o", color=VERMILION, label="later than growth alone")
+    if len(late):
+        axis.plot(late["depth"], late["step"], "o", color=VERMILION, label="later than that")
     axis.plot(features["depth"], features["step"], "s", color=ORANGE, mfc="white", label="features")
     axis.set_yscale("log")
     axis.set(xlabel="hypernym depth", ylabel="step at half of the final lift")
-    axis.set_title("When each depth appears (± s.e.; band ± 2 sd)")
+    axis.set_title("When each depth appears (± s.e.; gray ± 2 sd)")
     axis.legend(frameon=False, fontsize="small")
 
 

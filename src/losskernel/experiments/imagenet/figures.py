@@ -191,10 +191,10 @@ def matrix(arrays: Path, output: Path, output_png: Path) -> None:
     data = read_npz(arrays)
     r, depth = data["R"].astype(float), data["hierarchy_depth"].astype(float)
     off = ~np.eye(len(r), dtype=bool)
-    figure, axes = plt.subplots(1, 3, figsize=(15.5, 5))
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.4))
     limit = np.quantile(np.abs(r[off]), 0.99)
     image = axes[0].imshow(r, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="antialiased")
-    figure.colorbar(image, ax=axes[0], label="R", shrink=0.85, extend="both")
+    figure.colorbar(image, ax=axes[0], label="R", shrink=0.7, extend="both")
     gamma, reliability = float(data["gamma"]), float(data["reliability"])
     axes[0].set_title(f"R at γ = {gamma:,.0f} (reliability {reliability:.2f})")
     width = max(1, len(r) // 50)
@@ -203,13 +203,14 @@ def matrix(arrays: Path, output: Path, output_png: Path) -> None:
     image = axes[1].imshow(
         smooth, cmap=DIVERGING, vmin=-limit, vmax=limit, extent=(0, len(r), len(r), 0)
     )
-    figure.colorbar(image, ax=axes[1], label="mean R of a block", shrink=0.85, extend="both")
+    figure.colorbar(image, ax=axes[1], label="mean R of a block", shrink=0.7, extend="both")
     axes[1].set_title(f"R averaged over blocks of {width} x {width} inputs")
     image = axes[2].imshow(depth, cmap="viridis", interpolation="antialiased")
-    figure.colorbar(image, ax=axes[2], label="depth (steps from entity.n.01)", shrink=0.85)
+    figure.colorbar(image, ax=axes[2], label="depth (steps from entity.n.01)", shrink=0.7)
     axes[2].set_title("Depth of the lowest common hypernym")
     for axis in axes:
-        axis.set(xlabel="inputs in hierarchy order", ylabel="inputs in hierarchy order")
+        axis.set(xlabel="inputs in the order of WordNet")
+    axes[0].set_ylabel("inputs in the order of WordNet")
     save_figure(figure, output, output_png)
 
 
@@ -355,7 +356,7 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
     ks = sorted(lifts.k.unique())
     k = 10 if 10 in ks else ks[-1]
     lifts = lifts[lifts.k == k]
-    top = 4 * lifts.value.max()  # room for the legend
+    top, explained = 4 * lifts.value.max(), set()  # room for the legend
     for axis, control in zip(axes[1:], names, strict=False):
         own = lifts[lifts.control == control]
         for (kernel, pairs), rows in own.groupby(["kernel", "pairs"], sort=False):
@@ -372,7 +373,7 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
         band.set_label("95 % of shuffled labels")
         axis.axhline(1, color="black", linewidth=0.6)
         axis.axvline(
-            depth, color="0.8", linewidth=0.8, zorder=0, label="depth of the table's claim"
+            depth, color="0.8", linewidth=0.8, zorder=0, label="depth of the row imagenet.lift"
         )
         axis.set_yscale("log", base=2)
         axis.yaxis.set_major_formatter("{x:g}")
@@ -383,5 +384,7 @@ def controls(controls: Path, depth: int, output: Path, output_png: Path) -> None
             ylabel=f"lift of the {k:g} nearest (1 = chance)",
             title=CONTROLS[control],
         )
-        axis.legend(frameon=False, fontsize="small", loc="upper left")
+        if (control in several) not in explained:  # the first of its kind
+            axis.legend(frameon=False, fontsize="small", loc="upper left")
+            explained.add(control in several)
     save_figure(figure, output, output_png)

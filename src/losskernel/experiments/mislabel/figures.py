@@ -72,15 +72,18 @@ def imagenet(summary: Path, scores: Path, headline: float, output: Path, output_
     figure, axes = plt.subplots(2, 2, figsize=(9.5, 7.4))
     corruptions = table["draws"].iloc[0]
     _detectors(axes[0, 0], table, "auc")
-    axes[0, 0].axhline(reported("mislabel.auc"), color="black", linestyle=":", linewidth=0.8)
-    axes[0, 0].set_title(f"Who tells wrong labels\n(mean ± sd, {corruptions} corruptions)")
+    paper = reported("mislabel.auc")
+    axes[0, 0].axhline(paper, color="black", linestyle=":", linewidth=0.8)
+    at = table["rise"].max()
+    axes[0, 0].text(at, paper, "self-covariance, paper", ha="right", va="bottom", fontsize="small")
+    axes[0, 0].set_title(f"Wrong labels against all right ones\n(± sd, {corruptions} corruptions)")
     _detectors(axes[0, 1], table, "matched")
     axes[0, 1].axhline(0.5, color="0.8", linewidth=0.8, zorder=0)
     clean = table["hard_clean"].mean()
-    axes[0, 1].set_title(f"... from {clean:.0f} right labels of a loss above ln 2")
+    axes[0, 1].set_title(f"Wrong labels against the {clean:.0f} hard right ones\n(loss above ln 2)")
     _ratio(axes[1, 0], table)
     axes[1, 0].axhline(PAPER_RATIO, color="black", linestyle=":", linewidth=0.8, label="paper")
-    axes[1, 0].set_title("How much higher\n(± standard error over images and draws)")
+    axes[1, 0].set_title("Self-covariance of wrong over right labels\n(± s.e., images and draws)")
     axes[1, 0].legend(frameon=False)
     at = table[table["gamma"] == headline].iloc[0]
     title = f"{share:.0%} wrong, loss + {at['rise']:.2f} nats"

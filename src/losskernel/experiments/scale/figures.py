@@ -14,6 +14,10 @@ from losskernel.experiments.style import apply_style, save_figure
 from losskernel.files import read_npz
 
 MARKERS = ("o", "s", "D", "^")
+TOLD = {
+    "features, loss held": "features,\nof equal loss",
+    "color, features held": "color,\nof equal features",
+}
 FEWEST = 1e-3  # share of class pairs below which a lift is of a handful of classes
 
 
@@ -30,8 +34,8 @@ def figure(
     colors, same = group_colors(data), told[float(data["headline"]), "same_label_share"]
     order = np.random.default_rng(0).permutation(len(colors))  # no group lies above the others
     titles = {
-        "removed": "pairs of equal label removed",
-        "kept": f"kept: {same:.0%} of the nearest are of one's own label",
+        "removed": "UMAP of R, pairs of equal label removed",
+        "kept": f"the same, kept: {same:.0%} of the nearest are of one's own label",
     }
     for axis, (which, title) in zip(axes[0], titles.items(), strict=True):
         points = data[which].astype(float)[order]
@@ -59,10 +63,12 @@ def figure(
         axes[1, 1].barh(at, heights, 0.2, left=rows.null_low, color="0.8", label=null)
     axes[1, 0].axhline(1, color="black", linewidth=0.6)
     axes[1, 0].set(xlabel="depth of the common hypernym", ylabel="lift of the nearest (1 = chance)")
+    axes[1, 0].set_title("Images of different classes: nearest by R", fontsize="medium")
     axes[1, 0].legend(frameon=False, fontsize="small", loc="upper left")
     axes[1, 1].axvline(0, color="black", linewidth=0.6)
-    axes[1, 1].set_yticks(range(len(LIKENESSES)), list(LIKENESSES))
+    axes[1, 1].set_yticks(range(len(LIKENESSES)), [TOLD.get(name, name) for name in LIKENESSES])
     axes[1, 1].invert_yaxis()
-    axes[1, 1].set(xlabel="rank correlation of R with a likeness, within a class")
+    axes[1, 1].set(xlabel="rank correlation of R with likeness in ...")
+    axes[1, 1].set_title("Images of one class: what R follows", fontsize="medium")
     axes[1, 1].legend(frameon=False, fontsize="small", loc="upper right")
     save_figure(page, output, output_png)
