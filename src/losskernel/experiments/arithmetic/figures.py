@@ -137,7 +137,7 @@ def _along_gamma(axis, along: pd.DataFrame, gamma: float) -> None:
         )
         if style == "-":
             axis.plot(end, limit[column], marker, color=color, ms=6, mfc="white")
-    axis.axvline(gamma, color="black", lw=0.8, ls="--")
+    axis.axvline(gamma, 0.27, color="black", lw=0.8, ls="--")
     axis.axhline(0.5, color="black", lw=0.6, ls=":")
     ticks = [tick for tick in rows["gamma"] if np.isclose(np.log10(tick) % 1, 0)]
     axis.set_xticks([*ticks, end], [*(f"$10^{np.log10(t):.0f}$" for t in ticks), "limit"])

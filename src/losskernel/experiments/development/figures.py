@@ -75,9 +75,9 @@ def trajectory(
 
 
 def _three(depths: pd.Series) -> np.ndarray:
-    """Three depths, coarsest and finest among them: more lines cannot be told apart."""
+    """Three depths, the finest among them: more lines cannot be told apart."""
     found = np.sort(depths.unique())
-    return found[np.unique(np.linspace(0, len(found) - 1, 3).round().astype(int))]
+    return found[np.unique(np.linspace(0, len(found) - 1, 4).round().astype(int))][-3:]
 
 
 def _scatter(axis, data: dict, points: np.ndarray):

@@ -70,5 +70,5 @@ def figure(
     axes[1, 1].invert_yaxis()
     axes[1, 1].set(xlabel="rank correlation of R with likeness in ...")
     axes[1, 1].set_title("Images of one class: what R follows", fontsize="medium")
-    axes[1, 1].legend(frameon=False, fontsize="small", loc="upper right")
+    axes[1, 1].legend(frameon=False, fontsize="small", loc="lower right")
     save_figure(page, output, output_png)
