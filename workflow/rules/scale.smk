@@ -13,7 +13,7 @@ SCALE_NETWORK = {"network": scale["training_seed"]}
 
 
 wildcard_constraints:
-    rise=r"\d+\.\d+",
+    rise=r"\d+(\.\d+)?",
 
 
 use rule step as scale_kernel with:

@@ -234,7 +234,8 @@ def figure(table: Path, output: Path, output_png: Path) -> None:
         span = rows[rows.network == network].seconds
         line[0].set(xlim=(span.min() / 2, span.max() * 30), ylabel="CKA of R with the reference")
     page.supxlabel(
-        "seconds of one core (dashed: extrapolated, where the estimate is above its noise)"
+        "seconds of one core (dashed: extrapolated, where the estimate is above its noise)",
+        fontsize="medium",
     )
     handles, names = axes[0, 0].get_legend_handles_labels()
     page.legend(handles, names, ncols=4, frameon=False, loc="outside upper center")
