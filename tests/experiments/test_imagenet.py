@@ -16,11 +16,13 @@ from losskernel.experiments.imagenet import reports as semantic_reports
 from losskernel.experiments.imagenet import sample as imagenet
 from losskernel.experiments.imagenet.kernels import LIMIT, Sources, feature_kernel
 from losskernel.experiments.mislabel import probe_time
+from losskernel.files import read_npz, write_npz
 from losskernel.gradients.covariance import gradient_covariance
 from losskernel.kernel.stored import StoredKernel
 from losskernel.semantics.wordnet import Hierarchy
 from losskernel.trace import LossTrace
 from networks import CLASSIFIER
+from series import stored_kernel, structured
 
 HIERARCHY = Path(__file__).parents[2] / "results/reference/imagenet/hierarchy.json"
 CLASSES, PER_CLASS = 6, 3
@@ -120,6 +122,22 @@ def test_the_stored_kernel_is_that_of_the_estimator(run, kernel):
     mean = found.error(lambda r: r[np.tril_indices(len(r), -1)].mean(), "correlation")
     mine = kernel.error(lambda r: r[np.tril_indices(len(r), -1)].mean())
     assert mine == pytest.approx(mean, rel=0.02)
+
+
+def test_halves_are_kept_and_those_of_earlier_versions_are_read(tmp_path):
+    made = stored_kernel(structured().reshape(-1, 40), np.ones(40), {}, {"gamma": 1.0})
+    made.save(tmp_path / "new.npz")
+    new = StoredKernel.load(tmp_path / "new.npz")
+    largest = np.abs(made.halves - made.r).max()
+    np.testing.assert_allclose(new.halves, made.halves, rtol=0, atol=largest / 250 + 5e-4)
+    held = read_npz(tmp_path / "new.npz")
+    below = np.tril_indices(40, -1)
+    halves = np.array([half[below] for half in made.halves], np.float16)
+    parts = {"changes": held["changes"][2:], "steps": held["steps"][2:]}
+    write_npz(tmp_path / "old.npz", **held | parts, halves=halves)
+    old = StoredKernel.load(tmp_path / "old.npz")
+    assert np.array_equal(old.left_out, new.left_out) and len(old.left_out) == 4
+    np.testing.assert_allclose(old.halves, made.halves, rtol=0, atol=5e-4)
 
 
 def test_a_kernel_that_is_cut_short_or_something_else_is_refused(run, tmp_path):

@@ -1,7 +1,8 @@
 """A kernel on disk, small enough to be tracked: R with its halves and what its errors come from.
 
-Lower triangles below the diagonal, row by row: R and its two halves in float16, within 5e-4 of
-themselves, and what leaving out a group of pairs changes in steps of 1/127 of the largest change.
+Lower triangles below the diagonal, row by row: R in float16, within 5e-4 of itself, and what taking
+one half of the pairs, or leaving out a group of them, changes, in steps of 1/127 of the largest
+change. Earlier versions wrote the halves in float16.
 """
 
 from __future__ import annotations
@@ -113,12 +114,12 @@ class StoredKernel:
 
     def save(self, path: str | Path) -> None:
         """Write, atomically."""
-        changes = np.array([_triangle(part - self.r) for part in self.left_out])
+        parts = (*self.halves, *self.left_out)
+        changes = np.array([_triangle(part - self.r) for part in parts])
         steps = np.maximum(np.abs(changes).max(axis=1), 1e-12) / 127
         write_npz(
             path,
             triangle=_triangle(self.r).astype(np.float16),
-            halves=np.array([_triangle(half) for half in self.halves], np.float16),
             changes=np.round(changes / steps[:, None]).astype(np.int8),
             steps=steps,
             self_covariance=self.self_covariance,
@@ -142,12 +143,16 @@ class StoredKernel:
             with np.load(path) as stored:
                 held = dict(stored)
             r = square(held["triangle"], 1.0)
-            parts = held["changes"] * held["steps"][:, None]
+            changes = held["changes"] * held["steps"][:, None]
+            # A step may lead beyond 1 by half of one.
+            parts = np.array([np.clip(r + square(change, 0.0), -1, 1) for change in changes])
+            halves, left_out = parts[:2], parts[2:]
+            if "halves" in held:
+                halves, left_out = np.array([square(half, 1.0) for half in held["halves"]]), parts
             return cls(
                 r,
-                np.array([square(half, 1.0) for half in held["halves"]]),
-                # The steps of what is left out may lead beyond 1 by half of one.
-                np.array([np.clip(r + square(part, 0.0), -1, 1) for part in parts]),
+                halves,
+                left_out,
                 held["self_covariance"],
                 held["losses"],
                 held["initial_losses"],
