@@ -40,6 +40,11 @@ elif [[ -z $python ]]; then
     fail "no Python 3.11 or 3.12 among: ${candidates[*]}; install one (Debian 12: apt-get install python3-venv) or name it: make env PYTHON=<path>"
 fi
 
+# Two builds at once would take each other's files away.
+mkdir .venv.building 2>/dev/null ||
+    fail "another build of .venv goes on here: wait for it; if there is none: rmdir .venv.building"
+trap 'rmdir .venv.building' EXIT
+
 echo "Building .venv with $python"
 rm -rf .venv
 "$python" "${make_venv[@]}" .venv

@@ -126,3 +126,12 @@ def test_the_wheel_works_without_the_repository_and_without_extras(bare):
     assert done.returncode == 1 and "losskernel[maps]" in done.stderr.splitlines()[-1]
     done = run(bare, "losskernel", "workflow", "arithmetic.figures", "--help")
     assert done.returncode == 1 and "losskernel[workflow]" in done.stderr.splitlines()[-1]
+
+
+def test_two_builds_of_the_environment_do_not_meet(tmp_path):
+    (tmp_path / ".venv.building").mkdir()
+    (tmp_path / ".venv").mkdir()
+    call = ["bash", str(ROOT / "envs/create.sh")]
+    ended = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "another build of .venv goes on here" in ended.stderr
+    assert (tmp_path / ".venv").is_dir() and (tmp_path / ".venv.building").is_dir()
