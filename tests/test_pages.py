@@ -42,7 +42,9 @@ def test_python_example_of_the_readme_runs():
     assert trace.losses.shape[:2] == (4, 200)
     assert namespace["r"].shape == (inputs, inputs)
     assert namespace["neighbors"].shape == (inputs, 5)
-    assert (namespace["labels"][namespace["neighbors"][0]] == 0).all()  # as the page says of image 0
+    assert (
+        namespace["labels"][namespace["neighbors"][0]] == 0
+    ).all()  # as the page says of image 0
     # The loss of an input that is answered with certainty rounds to 0 at every draw.
     moves = trace.losses.reshape(-1, inputs).std(axis=0) > 0
     assert moves.mean() > 0.9

@@ -13,7 +13,7 @@ def test_distances_keep_the_order_of_a_kernel_that_is_not_normalized():
 
 
 def test_a_row_a_statistic_with_what_is_known_of_it():
-    key, other = ("lift", 3, 10), ("cka_features", None, None)
+    key, other = ("lift", 3, 10), ("ami", 4, 3)
     rows = table("R", {key: 2.0, other: 0.5}, {key: 0.1}, {key: 0.8}, {key: 1.2})
     assert rows.columns.tolist() == [
         "kernel",

@@ -7,16 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import rankdata, spearmanr
 
 from losskernel.errors import DataError
 from losskernel.semantics.lift import (
-    MirroredRanks,
     lift,
     lift_by_k,
-    mean_common_depth,
     mean_pair_depth,
-    rank_correlations,
     region_lift,
     shuffled_null,
 )
@@ -277,10 +273,8 @@ class TestLift:
                 expected = np.mean([at >= d for at in edges]) / base if base else np.nan
                 assert value == pytest.approx(expected, nan_ok=True)
         np.testing.assert_array_equal(lift(graph, depth, np.arange(6), labels), found[1])
-        assert mean_common_depth(graph, depth, labels) == pytest.approx(np.mean(edges))
         assert mean_pair_depth(depth, labels) == pytest.approx(np.mean(pairs))
         each = depth[np.ix_(labels, labels)]  # without labels every input is a class of its own
-        assert mean_common_depth(graph, each) == pytest.approx(np.mean(edges))
         apart = each[~np.eye(n, dtype=bool)]
         assert mean_pair_depth(each) == pytest.approx(apart.mean())
         np.testing.assert_array_equal(
@@ -313,7 +307,7 @@ class TestLift:
         with pytest.raises(DataError, match="list of integers"):
             lift(self.GRAPH, SMALL_DEPTH, [0.5])
         with pytest.raises(DataError, match="permutations is 0"):
-            shuffled_null(self.GRAPH, SMALL_DEPTH, mean_common_depth, permutations=0, seed=0)
+            shuffled_null(self.GRAPH, SMALL_DEPTH, lift, permutations=0, seed=0)
 
 
 def two_levels(groups: int, size: int) -> np.ndarray:
@@ -362,59 +356,6 @@ class TestShuffledNull:
             assert (blocks == blocks[:, :1]).all()
             assert set(blocks[:, 0]) == set(range(5))
         assert any((permuted != labels).any() for permuted in seen)
-
-
-def symmetric(rng: np.random.Generator, n: int) -> np.ndarray:
-    matrix = rng.standard_normal((n, n))
-    return matrix + matrix.T
-
-
-def rank_correlation(first, second, permutations, seed=0):
-    """Spearman's rho of two matrices, and that of each relabeling."""
-    found, null = rank_correlations([first], [second], permutations=permutations, seed=seed)
-    return found[0, 0], null[:, 0, 0]
-
-
-class TestRankCorrelation:
-    @pytest.mark.parametrize("groups", [[0, 1, 2, 3], [0, 0, 1, 2, 2, 2]], ids=["nodes", "groups"])
-    def test_null_relabels_rows_and_columns_together_and_groups_as_wholes(self, groups):
-        rng, groups = np.random.default_rng(5), np.array(groups)
-        first = symmetric(rng, len(groups))
-        second = symmetric(rng, groups.max() + 1)[np.ix_(groups, groups)]
-        pairs = np.triu(groups[:, None] != groups, k=1)
-        ranks = np.zeros(second.shape)
-        ranks[pairs] = rankdata(second[pairs])
-        ranks += ranks.T
-        one = np.unique(groups, return_index=True)[1]  # a node of each group
-        exact = {
-            round(np.corrcoef(rankdata(first[pairs]), ranks[np.ix_(order, order)][pairs])[0, 1], 9)
-            for order in (np.array(chosen)[groups] for chosen in itertools.permutations(one))
-        }
-        other = MirroredRanks.of([second], groups)
-        found, null = rank_correlations([first], other, permutations=400, seed=0)
-        assert found[0, 0] == pytest.approx(spearmanr(first[pairs], second[pairs]).statistic)
-        # A relabeling is missed by all 400 draws with a probability of (23/24)^400 < 1e-7.
-        assert {round(value, 9) + 0.0 for value in null[:, 0, 0]} == exact
-        with pytest.raises(DataError, match="all nodes are of one group"):
-            MirroredRanks.of([second], 0 * groups)
-
-    @pytest.mark.parametrize(
-        ("first", "second", "message"),
-        [
-            (np.eye(4), symmetric(np.random.default_rng(0), 4), "similarity is 0 for every pair"),
-            (np.arange(16.0).reshape(4, 4), np.eye(4), "not finite and symmetric"),
-            (np.full((4, 4), np.nan), np.eye(4), "not finite and symmetric"),
-            (np.ones((4, 3)), np.eye(4), "n >= 3"),
-            (
-                symmetric(np.random.default_rng(0), 4),
-                symmetric(np.random.default_rng(0), 5),
-                "one row an input in both",
-            ),
-        ],
-    )
-    def test_matrices_that_do_not_fit(self, first, second, message):
-        with pytest.raises(DataError, match=message):
-            rank_correlation(first, second, 1)
 
 
 @pytest.fixture(scope="session")
@@ -577,19 +518,3 @@ def test_region_lift_is_a_count_over_edges_and_pairs(labels):
     assert np.isnan(found[3])  # of one class
     with pytest.raises(DataError, match="members has shape"):
         region_lift(neighbors, [True, False])
-
-
-def test_rank_correlations_are_those_of_each_pair_of_matrices_under_the_same_relabelings():
-    rng = np.random.default_rng(0)
-    first, second = (
-        [(m + m.T).round() for m in rng.normal(size=(k, 9, 9))] for k in (3, 2)
-    )  # ties
-    np.fill_diagonal(first[0], np.nan)  # what is there does not matter
-    found, samples = rank_correlations(first, second, permutations=4, seed=1)
-    assert found.shape == (3, 2) and samples.shape == (4, 3, 2)
-    pairs = np.triu_indices(9, 1)
-    for i, a in enumerate(first):
-        for j, b in enumerate(second):
-            assert found[i, j] == pytest.approx(spearmanr(a[pairs], b[pairs]).statistic)
-            np.testing.assert_allclose(samples[:, i, j], rank_correlation(a, b, 4, seed=1)[1])
-    assert rank_correlations(first, second)[1].shape == (0, 3, 2)

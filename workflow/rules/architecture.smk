@@ -225,7 +225,6 @@ if COMPARED:
     use rule step as architecture_claims with:
         """What each network says of the kernel and the hierarchy."""
         input:
-            statistics=compared("statistics"),
             headlines=compared("headlines"),
             accuracies=compared("accuracies"),
             agreement=rules.architecture_agreement.output,

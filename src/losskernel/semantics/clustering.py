@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -45,37 +44,19 @@ def spectral_clusters(graph: scipy.sparse.spmatrix, clusters: int, seed: int = 0
         return model.fit_predict(graph)
 
 
-class Agreement(NamedTuple):
-    """Of clusters and groups of the same inputs; each is 1 where they are the same partition.
+def adjusted_agreement(clusters: ArrayLike, groups: ArrayLike) -> float:
+    """Adjusted mutual information of (n,) clusters and groups of the same inputs.
 
-    Attributes:
-        purity: share of inputs that belong to the commonest group of their cluster.
-        nmi: mutual information over the mean of both entropies. Like purity it rises with the
-            number of clusters, also by chance.
-        ami: mutual information adjusted for chance: 0 is what random clusters of the same sizes
-            reach on average (Vinh, Epps and Bailey 2010).
-    """
-
-    purity: float
-    nmi: float
-    ami: float
-
-
-def agreement(clusters: ArrayLike, groups: ArrayLike) -> Agreement:
-    """Purity, normalized and adjusted mutual information (scikit-learn's) of (n,) labels.
+    1 where they are the same partition; 0 is what random clusters of the same sizes reach on
+    average (Vinh, Epps and Bailey 2010; scikit-learn's).
 
     Raises:
         DataError: the lengths differ.
     """
     with needs("maps"):
-        from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
-        from sklearn.metrics.cluster import contingency_matrix
+        from sklearn.metrics import adjusted_mutual_info_score
 
     shapes = np.shape(clusters), np.shape(groups)
     if shapes[0] != shapes[1] or len(shapes[0]) != 1:
         raise DataError(f"clusters {shapes[0]} and groups {shapes[1]}: give one label an input")
-    return Agreement(
-        float(contingency_matrix(groups, clusters).max(axis=0).sum() / shapes[1][0]),
-        float(normalized_mutual_info_score(groups, clusters)),
-        float(adjusted_mutual_info_score(groups, clusters)),
-    )
+    return float(adjusted_mutual_info_score(groups, clusters))

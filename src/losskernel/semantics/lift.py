@@ -12,7 +12,6 @@ matrix to ``depth[np.ix_(labels, labels)]`` and pass no labels.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -136,16 +135,6 @@ def region_lift(
     return value.reshape(members.shape[1:])
 
 
-def mean_common_depth(
-    neighbors: ArrayLike, depth_matrix: ArrayLike, labels: ArrayLike | None = None
-) -> float:
-    """Mean depth of the lowest common hypernym over all n*k edges of a neighbor graph.
-
-    Arguments and errors as `lift`; the value for random neighbors is `mean_pair_depth`.
-    """
-    return float(_edge_depths(neighbors, depth_matrix, labels).mean())
-
-
 def mean_pair_depth(depth_matrix: ArrayLike, labels: ArrayLike | None = None) -> float:
     """Mean depth of the lowest common hypernym over all pairs of inputs.
 
@@ -198,138 +187,6 @@ def shuffled_null(
         np.float64,
     )
     return Null(np.quantile(samples, levels, axis=0), samples)
-
-
-def rank_correlations(
-    similarities: Sequence[ArrayLike],
-    hierarchy_similarities: Sequence[ArrayLike] | MirroredRanks,
-    *,
-    permutations: int = 0,
-    seed: int | np.random.SeedSequence = 0,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Spearman's rho of every similarity with every measure of the hierarchy, and their null.
-
-    Rho is over the n(n-1)/2 pairs. These are not independent, so the usual p-value of rho is far
-    too small. The null relabels the nodes of one matrix, rows and columns together (Mantel 1967);
-    those of the hierarchy are permuted once for all similarities. Where nodes come in groups
-    (`MirroredRanks.of`), pairs within one do not count and whole groups trade places.
-
-    Args:
-        similarities: A symmetric matrices (n, n), whose diagonals are unused.
-        hierarchy_similarities: B matrices (n, n), or what `MirroredRanks.of` made of them, to rank
-            them once for several calls.
-        permutations: number of relabelings; 0 for none.
-        seed: of `numpy.random.default_rng`.
-
-    Returns:
-        (A, B) correlations, and (permutations, A, B) those of relabeled nodes.
-
-    Raises:
-        DataError: the matrices are not square, finite, symmetric and of one shape with n >= 3, or
-            all pairs of one are equal.
-    """
-    similarities = [_symmetric(matrix, "similarity") for matrix in similarities]
-    second = hierarchy_similarities
-    if not isinstance(second, MirroredRanks):
-        second = MirroredRanks.of(second)
-    n, pairs = second.nodes, second.pairs
-    for matrix in similarities:
-        if np.shape(matrix) != (n, n):
-            raise DataError(
-                f"similarity has shape {np.shape(matrix)} and hierarchy_similarity {(n, n)}; "
-                "give one row an input in both"
-            )
-    first = np.stack([_unit_ranks(matrix, "similarity", pairs) for matrix in similarities])
-    above, below = np.nonzero(pairs)
-    rng = np.random.default_rng(seed)
-    # A node of each group, which stands for all of it.
-    _, one, group, sizes = np.unique(second.groups, True, True, True)
-
-    def correlations(order: NDArray) -> NDArray[np.float64]:
-        other = second.values.take(order[above] * n + order[below], axis=0)
-        if len(set(sizes)) > 1:  # groups of other sizes: some values come more often now
-            other -= other.mean(axis=0)
-            other /= np.linalg.norm(other, axis=0)
-        return first @ other
-
-    samples = [correlations(one[rng.permutation(len(one))][group]) for _ in range(permutations)]
-    shape = (permutations, len(first), second.values.shape[1])
-    return correlations(np.arange(n)), np.reshape(samples, shape)
-
-
-@dataclass(frozen=True)
-class MirroredRanks:
-    """Ranks of B similarities of n nodes, both ways round, to be looked up for any order of nodes.
-
-    Attributes:
-        nodes: n.
-        values: (n * n, B) rank of each pair less the mean, of norm 1 over the pairs i < j; side by
-            side, as they are looked up together. Unused within a group.
-        groups: (n,) the group of each node, such as the class of an input.
-    """
-
-    nodes: int
-    values: NDArray[np.float64]
-    groups: NDArray[np.int64]
-
-    @property
-    def pairs(self) -> NDArray[np.bool_]:
-        """(n, n) which pairs i < j count: those of different groups."""
-        return np.triu(self.groups[:, None] != self.groups, k=1)
-
-    @classmethod
-    def of(
-        cls, similarities: Sequence[ArrayLike], groups: ArrayLike | None = None
-    ) -> MirroredRanks:
-        """Rank matrices (n, n).
-
-        Args:
-            similarities: B matrices.
-            groups: (n,) groups of nodes that trade places as one; pairs of different groups must
-                be as similar as any other pair of the two. By default every node is its own.
-
-        Raises:
-            DataError: as `rank_correlations`.
-        """
-        name = "hierarchy_similarity"
-        shapes = {np.shape(matrix) for matrix in similarities}
-        if len(shapes) > 1:
-            raise DataError(f"{name} has shapes {sorted(shapes)}; give one row an input in each")
-        nodes = len(np.asarray(similarities[0]))
-        groups = np.arange(nodes) if groups is None else np.asarray(groups)
-        values = np.zeros((nodes, nodes, len(similarities)))
-        found = cls(nodes, values.reshape(nodes * nodes, -1), groups)
-        pairs = found.pairs
-        for column, matrix in enumerate(similarities):
-            values[pairs, column] = _unit_ranks(_symmetric(matrix, name), name, pairs)
-        values += values.swapaxes(0, 1)
-        return found
-
-
-def _symmetric(similarity: ArrayLike, name: str) -> NDArray[np.float64]:
-    """A similarity (n, n), checked off its diagonal."""
-    similarity = np.asarray(similarity, dtype=np.float64)
-    if similarity.ndim != 2 or len(set(similarity.shape)) != 1 or len(similarity) < 3:
-        raise DataError(f"{name} has shape {similarity.shape}; (n, n) with n >= 3 is needed")
-    above = np.triu(np.ones(similarity.shape, bool), k=1)
-    values = similarity[above]
-    if not np.isfinite(values).all() or not np.allclose(values, similarity.T[above], atol=1e-6):
-        raise DataError(f"{name} is not finite and symmetric; symmetrize it or drop those inputs")
-    return similarity
-
-
-def _unit_ranks(similarity: NDArray, name: str, pairs: NDArray) -> NDArray[np.float64]:
-    """Ranks of the pairs (n, n) that count, row by row, less their mean and scaled to norm 1."""
-    from scipy.stats import rankdata  # here, as it is slow to import
-
-    values = similarity[pairs]
-    if not values.size:
-        raise DataError(f"{name}: all nodes are of one group; at least two are needed")
-    if np.ptp(values) == 0:
-        raise DataError(f"{name} is {values[0]:g} for every pair; ranks need values that differ")
-    ranks = rankdata(values)
-    ranks -= ranks.mean()
-    return ranks / np.linalg.norm(ranks)
 
 
 def _edge_depths(

@@ -170,7 +170,6 @@ def kernel_of(facts: pd.DataFrame, gamma: float | None) -> str:
 def claims(
     images: str,
     names: list[str],
-    statistics: list[Path],
     headlines: list[Path],
     accuracies: list[Path],
     agreement: Path,
@@ -182,7 +181,7 @@ def claims(
     Args:
         images: which set, a key of :data:`IMAGES`.
         names: of the networks, that which the others are set beside first.
-        statistics, headlines: of each, what :func:`losskernel.experiments.imagenet.analyze.analyze`
+        headlines: of each, what :func:`losskernel.experiments.imagenet.analyze.analyze`
             wrote.
         accuracies: of each, what :func:`losskernel.experiments.imagenet.sample.evaluate` wrote.
         agreement: what :func:`agreement` wrote.
@@ -192,17 +191,13 @@ def claims(
     """
     alike = pd.read_csv(agreement)
     rows, first = {}, {}
-    for name, table, headline, accuracy in zip(
-        names, statistics, headlines, accuracies, strict=True
-    ):
+    for name, headline, accuracy in zip(names, headlines, accuracies, strict=True):
         facts = pd.read_csv(headline).set_index(["kernel", "statistic"])
         kernel = kernel_of(facts, settings["gammas"].get(name))
         value, best = facts.value[kernel], facts.loc[kernel].loc["correlation"]
         if not first:
             first = {f"that of {name}": best.value, f"error of that of {name}": _error(best)}
             continue
-        ranks = pd.read_csv(table).set_index(["kernel", "statistic"])
-        bound = ranks.null_high[kernel, "spearman_wu_palmer"] / np.sqrt(value["reliability"])
         known = json.loads(accuracy.read_text())
         beside = first | {
             "magnitude |R|": value["correlation of the magnitude"],
@@ -227,7 +222,7 @@ def claims(
             f"of all weights at {kernel}, {value['pairs']:.0f} gradient pairs, rise of the mean "
             f"loss {value['rise']:.2f} nats, reliability {value['reliability']:.2f}; spread: "
             "jackknife over draws and over classes; null: permuted classes",
-            null=bound,
+            null=best.null_high,
             beside=beside,
         )
     write_claims(rows, output)

@@ -59,7 +59,7 @@ def networks(
             facts = pd.read_csv(headline).set_index(["kernel", "statistic"])
             kernel = kernel_of(facts, settings["gammas"].get(name))
             _lifts(row[0], rows[rows.k == settings["claim_neighbors"]], name, kernel, number)
-            _correlations(row[1], rows, facts, kernel, number)
+            _correlations(row[1], facts, kernel, number)
         row[0].axhline(1, color="black", linewidth=0.6)
         row[0].set_yscale("log", base=2)
         row[0].yaxis.set_major_formatter("{x:g}")
@@ -102,9 +102,7 @@ def _lifts(axis: Axes, rows: pd.DataFrame, name: str, kernel: str, number: int) 
         axis.fill_between(own.depth, own.null_low, own.null_high, color="black", alpha=0.06, lw=0)
 
 
-def _correlations(
-    axis: Axes, rows: pd.DataFrame, facts: pd.DataFrame, kernel: str, number: int
-) -> None:
+def _correlations(axis: Axes, facts: pd.DataFrame, kernel: str, number: int) -> None:
     color = COLORS[number % len(COLORS)]
     for place, (what, source) in enumerate((("kernel", kernel), (FEATURES, FEATURES))):
         for statistic, fill in (("correlation", color), ("correlation of the magnitude", "white")):
@@ -118,12 +116,9 @@ def _correlations(
                 marker=LOOKS[what]["marker"],
                 ls="",
             )
-    bound = rows.set_index(["kernel", "statistic"]).loc[(kernel, "spearman_wu_palmer")]
-    scale = np.sqrt(facts.value[kernel, "reliability"])
+    bound = facts.loc[(kernel, "correlation")]
     span = STEP * number + np.array([-0.4, 1.6])
-    axis.fill_between(
-        span, bound.null_low / scale, bound.null_high / scale, color="black", alpha=0.2, lw=0
-    )
+    axis.fill_between(span, bound.null_low, bound.null_high, color="black", alpha=0.2, lw=0)
 
 
 def _agreement(axis: Axes, alike: pd.DataFrame) -> None:

@@ -7,6 +7,7 @@ image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +51,6 @@ def analyze(
     measures = Measures(
         tree,
         labels,
-        sources.features,
         ks=settings["lift_neighbors"],
         cluster_depths=settings["cluster_depths"],
         graph_neighbors=settings["map_neighbors"],
@@ -82,11 +82,15 @@ def analyze(
 
 
 def _headline(sources: Sources, tree: Hierarchy, settings: dict) -> pd.DataFrame:
-    """Statistics behind the claims: kernel, statistic, value, error_draws, error_classes."""
+    """Statistics behind the claims: kernel, statistic, value, error_draws, error_classes, null."""
     tables, claimed = [], _claimed(sources.labels, tree, settings)
     for name, r in sources.kernels.items():
         kernel = sources.at(name)
         found = with_errors(claimed, r, kernel, sources.labels, settings["seed"])
+        chosen = found.statistic == "correlation"
+        halves = [r, r] if kernel is None else kernel.halves
+        null = np.quantile(relabeled(r, halves, sources.labels, tree, settings), LEVELS)
+        found.loc[chosen, ["null_low", "null_high"]] = null
         tables.append(found.assign(kernel=name))
         if kernel is not None:
             facts = {
@@ -129,6 +133,23 @@ def _claimed(labels: NDArray, tree: Hierarchy, settings: dict) -> list[Statistic
         depth_lift("lift", tree, labels, k, depth),
         depth_lift("lift of the most opposed", tree, labels, k, depth, opposed=True),
     ]
+
+
+def relabeled(
+    r: NDArray, halves: Sequence[NDArray], labels: NDArray, tree: Hierarchy, settings: dict
+) -> list[float]:
+    """The correlation with WordNet without noise, each time with whole classes traded at random.
+
+    Pairs of inputs are not independent, so that the null is that of permuted classes (Mantel 1967).
+    """
+    present, inverse = np.unique(labels, return_inverse=True)
+    rng, everyone = np.random.default_rng(settings["seed"]), np.arange(len(labels))
+    samples = []
+    for _ in range(settings["permutations"]):
+        at = rng.permutation(present)[inverse]
+        traded = correlation("", tree.wu_palmer[np.ix_(at, at)], labels)
+        samples.append(traded.of(r, halves, everyone))
+    return samples
 
 
 def embed(

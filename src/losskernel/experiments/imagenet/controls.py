@@ -28,7 +28,7 @@ from losskernel.kernel.jackknife import jackknife_error
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.kernel.stored import StoredKernel
 from losskernel.progress import bar
-from losskernel.semantics.lift import lift_by_k, mean_common_depth, shuffled_null
+from losskernel.semantics.lift import lift_by_k, shuffled_null
 from losskernel.semantics.wordnet import Hierarchy
 from losskernel.trace import LossTrace
 
@@ -72,7 +72,7 @@ def measure(
 
     Writes control, kernel, pairs (of equal label: ``kept`` or ``removed``), statistic, depth, k,
     value, null_low, null_high. Statistics: ``same_label_share`` of the k nearest, kept only;
-    ``lift`` and ``common_depth`` of the k nearest. The null permutes labels: of inputs where pairs
+    ``lift`` of the k nearest. The null permutes labels: of inputs where pairs
     of equal label are kept, of whole classes where they are removed.
 
     Args:
@@ -217,8 +217,7 @@ def _rows(
     matrix, classes = (depth, labels) if removed else (depth[np.ix_(labels, labels)], None)
 
     def statistic(graph, matrix, classes) -> np.ndarray:
-        common = [mean_common_depth(graph[:, :k], matrix, classes) for k in ks]
-        return np.column_stack([common, lift_by_k(graph, matrix, depths, ks, classes)])
+        return lift_by_k(graph, matrix, depths, ks, classes)
 
     value = statistic(graph, matrix, classes)
     null = shuffled_null(
@@ -232,11 +231,9 @@ def _rows(
     )
     low, high = null.quantiles
     rows = [
-        (name, at, k, value[i, j], low[i, j], high[i, j])
+        ("lift", at, k, value[i, j], low[i, j], high[i, j])
         for i, k in enumerate(ks)
-        for j, (name, at) in enumerate(
-            [("common_depth", None), *(("lift", depth) for depth in depths)]
-        )
+        for j, at in enumerate(depths)
     ]
     if not removed:
         rng = np.random.default_rng(settings["seed"])

@@ -157,9 +157,6 @@ def claims(
 
     opposed = "lift of the most opposed"
     spread = "spread: jackknife over draws and over classes"
-    ranks = table[(table.statistic == "spearman_wu_palmer") & (table.kernel == name)].iloc[0]
-    # In units of the corrected correlation: permuted classes leave the reliability as it is.
-    bound = ranks.null_high / np.sqrt(value["reliability"])
     rows = {
         "imagenet.inputs": measured(value["inputs"], None, 1, scale),
         "imagenet.lift": measured(
@@ -181,7 +178,7 @@ def claims(
             int(value["pairs"]),
             f"correlation over pairs with Wu-Palmer similarity, over the root of the reliability; "
             f"{scale}; {spread}; null: permuted classes",
-            null=bound,
+            null=facts.null_high["correlation"],
             beside={
                 **beside("correlation"),
                 f"magnitude |R|, {name}": value["correlation of the magnitude"],
