@@ -190,7 +190,8 @@ def test_the_row_says_what_the_headline_table_says(run):
     assert "CKA with first, kernels" in row.beside
     # Twice as many panels for two sets of images; gammas are needed where there are several.
     networks(
-        **{key: 2 * files for key, files in given.items()},
+        2 * files["statistics"],
+        2 * files["headlines"],
         agreements=2 * [folder / "agreement.csv"],
         settings=SETTINGS | {"gammas": {}, "compared": {name: NAMES for name in IMAGE_SETS}},
         output=folder / "figure.pdf",
