@@ -23,7 +23,7 @@ from losskernel.experiments.development.kernels import SAMPLED
 from losskernel.experiments.development.measure import PARTS, Curves, Measured
 from losskernel.files import write_csv
 from losskernel.kernel.jackknife import jackknife_error
-from losskernel.semantics.trajectory import CHANCE, STATISTICS, crossing_step
+from losskernel.semantics.trajectory import crossing_step
 
 FEWEST_DEPTHS = 4  # of which an order is told
 ALL = "all"  # the mean over networks
@@ -31,7 +31,8 @@ SHUFFLED = "shuffled"  # how the names of networks with permuted labels begin
 ERRORS = ("draws", "classes", "networks")  # by what is left out
 SHARES, OF = (0.25, 0.5, 0.75), ("final", "maximum")  # levels at which a depth crosses
 HEADLINE = (0.5, "final")
-_CURVE = ["kernel", "statistic", "share", "of"]  # what tells the crossings of a network apart
+CHANCE = 1.0  # what the lift of a kernel that knows of no class is
+_CURVE = ["kernel", "share", "of"]  # what tells the crossings of a network apart
 
 
 def analyze(
@@ -86,27 +87,26 @@ def analyze(
 
 def _rows(network: str, name: str, curve: Curves, depths: Sequence[int]) -> list[dict]:
     rows = []
-    for statistic in STATISTICS:
-        for at, step in enumerate(curve.steps):
-            errors = {}
-            for part in ERRORS:
-                stored = getattr(curve, part)[statistic]
-                blocks = stored[at] if stored else []
-                errors[part] = jackknife_error(np.reshape(blocks, (len(blocks), len(depths))))
-            for i, depth in enumerate(depths):
-                rows.append(
-                    {
-                        "network": network,
-                        "step": step,
-                        "kernel": name,
-                        "statistic": statistic,
-                        "value": curve.values[statistic][at][i],
-                        "depth": depth,
-                        **{f"error_{part}": error[i] for part, error in errors.items()},
-                        "null_low": curve.low[statistic][at][i],
-                        "null_high": curve.high[statistic][at][i],
-                    }
-                )
+    for at, step in enumerate(curve.steps):
+        errors = {}
+        for part in ERRORS:
+            stored = getattr(curve, part)
+            blocks = stored[at] if stored else []
+            errors[part] = jackknife_error(np.reshape(blocks, (len(blocks), len(depths))))
+        for i, depth in enumerate(depths):
+            rows.append(
+                {
+                    "network": network,
+                    "step": step,
+                    "kernel": name,
+                    "statistic": "lift",
+                    "value": curve.values[at][i],
+                    "depth": depth,
+                    **{f"error_{part}": error[i] for part, error in errors.items()},
+                    "null_low": curve.low[at][i],
+                    "null_high": curve.high[at][i],
+                }
+            )
     return rows
 
 
@@ -120,25 +120,15 @@ def _with_mean(curves: dict[tuple[str, str], Curves]) -> dict[tuple[str, str], C
     for name in kernels:
         own = [curve for (_, kernel), curve in trained.items() if kernel == name]
         if len(own) > 1 and all(curve.steps == own[0].steps for curve in own):
-            mean = {
-                part: {
-                    statistic: list(np.mean([getattr(c, part)[statistic] for c in own], axis=0))
-                    for statistic in STATISTICS
-                }
-                for part in PARTS
-            }
+            mean = {part: list(np.mean([getattr(c, part) for c in own], axis=0)) for part in PARTS}
             trained[ALL, name] = Curves(own[0].steps, **mean, networks=_left_out(own))
     return trained
 
 
-def _left_out(curves: list[Curves]) -> dict[str, list]:
-    """By statistic, (step, network, depth): means of all curves but one."""
-    found = {}
-    for statistic in STATISTICS:
-        values = np.array([curve.values[statistic] for curve in curves])
-        means = (values.sum(axis=0) - values) / (len(values) - 1)
-        found[statistic] = list(np.swapaxes(means, 0, 1))
-    return found
+def _left_out(curves: list[Curves]) -> list:
+    """(step, network, depth): means of all curves but one."""
+    values = np.array([curve.values for curve in curves])
+    return list(np.swapaxes((values.sum(axis=0) - values) / (len(values) - 1), 0, 1))
 
 
 def _orders(
@@ -147,10 +137,9 @@ def _orders(
     """Tables of the crossing steps, a row a depth, and of their order, a row a curve."""
     crossings, orders = [], []
     for (network, name), curve in curves.items():
-        for statistic, share, of in product(STATISTICS, SHARES, OF):
-            key = {"network": network, "kernel": name, "statistic": statistic}
-            key |= {"share": share, "of": of}
-            found = _Crossings.of(curve, statistic, share, of)
+        for share, of in product(SHARES, OF):
+            key = {"network": network, "kernel": name, "share": share, "of": of}
+            found = _Crossings.of(curve, share, of)
             crossings += [key | row for row in found.rows(depths)]
             orders.append(key | found.order())
     return pd.DataFrame(crossings), pd.DataFrame(orders)
@@ -173,27 +162,24 @@ class _Crossings:
     grown: np.ndarray
 
     @classmethod
-    def of(cls, curve: Curves, statistic: str, share: float, of: str) -> _Crossings:
+    def of(cls, curve: Curves, share: float, of: str) -> _Crossings:
         def crossings(values: np.ndarray) -> np.ndarray:
-            chance = CHANCE[statistic]
             return np.array(
-                [crossing_step(curve.steps, line, chance, share, of) for line in values.T]
+                [crossing_step(curve.steps, line, CHANCE, share, of) for line in values.T]
             )
 
-        values = np.array(curve.values[statistic])
-        replicates = {part: np.array(getattr(curve, part)[statistic]) for part in ERRORS}
+        values = np.array(curve.values)
+        replicates = {part: np.array(getattr(curve, part)) for part in ERRORS}
         return cls(
             crossings(values),
-            values[-1] > np.array(curve.high[statistic])[-1],
+            values[-1] > curve.high[-1],
             {
                 # (step, block, depth); kernels without draws have no blocks of them.
                 part: np.array([crossings(block) for block in np.swapaxes(stored, 0, 1)])
                 for part, stored in replicates.items()
                 if stored.size
             },
-            np.array(
-                [crossings(draw) for draw in np.swapaxes(getattr(curve, of)[statistic], 0, 1)]
-            ),
+            np.array([crossings(draw) for draw in np.swapaxes(getattr(curve, of), 0, 1)]),
         )
 
     def rows(self, depths: Sequence[int]) -> list[dict]:
@@ -257,8 +243,8 @@ def _together(errors: pd.Series) -> float:
 def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: Path) -> None:
     """What the trajectory says of the paper's claim, for the comparison."""
     table, numbers = pd.read_csv(order, dtype={"network": str}), pd.read_csv(metrics)
-    name, statistic = SAMPLED[settings["headline"]["rule"]], settings["headline"]["statistic"]
-    curve = (name, statistic, *HEADLINE)
+    name = SAMPLED[settings["headline"]]
+    curve = (name, *HEADLINE)
     network = ALL if (table["network"] == ALL).any() else str(table["network"].iloc[0])
     by_curve = table.set_index(["network", *_CURVE])
     row = by_curve.loc[(network, *curve)]
@@ -266,7 +252,7 @@ def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: 
     names = [name, *(other for other in SAMPLED.values() if other != name)]
     others: dict[str, float] = {}
     for kernel, share, of in product(names, SHARES, OF):
-        at = (network, kernel, statistic, share, of)
+        at = (network, kernel, share, of)
         if at in by_curve.index and at[1:] != curve:
             told, other = f"{kernel}, {share:g} of the {of}", by_curve.loc[at]
             others[told] = other["spearman"]
@@ -288,7 +274,7 @@ def claims(order: Path, crossings: Path, metrics: Path, settings: dict, output: 
     }
     setting = (
         f"Tiny ImageNet, validation top-1 {reached:.1%}, networks trained: {len(each)}, "
-        f"{len(steps)} checkpoints; {name}, {statistic}, half of the final value, "
+        f"{len(steps)} checkpoints; {name}, lift, half of the final value, "
         f"{int(row['depths'])} depths above shuffled classes; null: the final kernel, its "
         "amplitude alone growing; spread: jackknife over "
         f"{' and '.join(part.removeprefix('error_') for part in errors.index)}; delays in log steps"

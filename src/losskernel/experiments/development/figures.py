@@ -40,11 +40,11 @@ def trajectory(
     apply_style()
     with np.load(arrays) as stored:
         data = dict(stored)
-    name = SAMPLED[settings["headline"]["rule"]]
+    name = SAMPLED[settings["headline"]]
     table = pd.read_csv(metrics, dtype={"network": str})
     network = ALL if (table["network"] == ALL).any() else table["network"].iloc[0]
     crossed = pd.read_csv(crossings, dtype={"network": str})
-    crossed = crossed[(crossed["network"] == network) & (crossed["statistic"] == "lift")]
+    crossed = crossed[crossed["network"] == network]
     crossed = crossed[
         (crossed[["share", "of"]] == list(HEADLINE)).all(axis=1) & crossed["resolved"]
     ]

@@ -30,7 +30,8 @@ from losskernel.kernel.maps import umap_embedding
 from losskernel.kernel.neighbors import kernel_distances, neighbors_by_distance
 from losskernel.progress import bar
 from losskernel.seeds import numpy_generator
-from losskernel.semantics.trajectory import STATISTICS, Ranking, growth
+from losskernel.semantics.lift import lift
+from losskernel.semantics.trajectory import growth, nearest_lift
 from losskernel.semantics.wordnet import Hierarchy, coarse_groups
 
 PARTS = ("values", "draws", "classes", "low", "high", "final", "maximum")
@@ -38,29 +39,29 @@ PARTS = ("values", "draws", "classes", "low", "high", "final", "maximum")
 
 @dataclass
 class Curves:
-    """Statistics of one kernel of one network along its checkpoints; arrays end in (step, depth).
+    """Lift by one kernel of one network along its checkpoints; arrays end in (step, depth).
 
     Attributes:
         steps: of the checkpoints.
-        values: by statistic.
-        draws, classes: jackknife replicates by statistic, (step, block, depth); no blocks where a
-            kernel has no draws.
+        values: the lift.
+        draws, classes: jackknife replicates, (step, block, depth); no blocks where a kernel has no
+            draws.
         networks: the same of a mean over networks, one left out at a time; else no blocks.
-        low, high: by statistic, the middle 95 % of the null of permuted classes.
-        final, maximum: by statistic, (step, draw, depth): the null of
+        low, high: the middle 95 % of the null of permuted classes.
+        final, maximum: (step, draw, depth), the null of
             :func:`losskernel.semantics.trajectory.growth`, of the last kernel and of the one whose
             mean lift is largest.
     """
 
     steps: list[int] = field(default_factory=list)
-    values: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
-    draws: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
-    classes: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
-    networks: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
-    low: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
-    high: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
-    final: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
-    maximum: dict[str, list] = field(default_factory=lambda: {name: [] for name in STATISTICS})
+    values: list = field(default_factory=list)
+    draws: list = field(default_factory=list)
+    classes: list = field(default_factory=list)
+    networks: list = field(default_factory=list)
+    low: list = field(default_factory=list)
+    high: list = field(default_factory=list)
+    final: list = field(default_factory=list)
+    maximum: list = field(default_factory=list)
 
 
 @dataclass
@@ -87,13 +88,11 @@ class Measured:
         """Write an archive of NumPy arrays."""
         arrays = {
             # Draws of the null are many, and need few digits.
-            f"{name}/{part}/{statistic}": np.array(
-                getattr(curve, part)[statistic],
-                np.float32 if part in ("final", "maximum") else np.float64,
+            f"{name}/{part}/lift": np.array(
+                getattr(curve, part), np.float32 if part in ("final", "maximum") else np.float64
             )
             for name, curve in self.curves.items()
             for part in PARTS
-            for statistic in STATISTICS
         }
         about = {
             "network": self.network,
@@ -118,10 +117,7 @@ class Measured:
                 curves = {
                     name: Curves(
                         about["steps"],
-                        **{
-                            part: {s: list(stored[f"{name}/{part}/{s}"]) for s in STATISTICS}
-                            for part in PARTS
-                        },
+                        **{part: list(stored[f"{name}/{part}/lift"]) for part in PARTS},
                     )
                     for name in about["kernels"]
                 }
@@ -160,7 +156,7 @@ def measure(
             curve.steps.append(checkpoint.step)
             _measure(curve, kernel, depth, own, depths, settings)
     for name, curve in bar(list(found.curves.items()), "growth alone", unit="kernel"):
-        largest = int(np.mean(curve.values["lift"], axis=1).argmax())
+        largest = int(np.mean(curve.values, axis=1).argmax())
         for part, at in (("final", len(checkpoints) - 1), ("maximum", largest)):
             grown = growth(
                 checkpoints[at].kernels()[name].r,
@@ -168,11 +164,11 @@ def measure(
                 settings["neighbors"],
                 depth,
                 depths,
-                {statistic: np.array(of) for statistic, of in curve.values.items()},
+                np.array(curve.values),
                 settings["growth_draws"],
                 numpy_generator(settings["seed"], "resample", 1),
             )
-            getattr(curve, part).update({s: list(of) for s, of in grown.items()})
+            setattr(curve, part, list(grown))
     found.save(output)
 
 
@@ -209,11 +205,11 @@ def _measure(
 ) -> None:
     """Add one checkpoint to the curves of a kernel; ``labels`` are rows of ``depth``, all used."""
     k, seed = settings["neighbors"], settings["seed"]
-    ranking = Ranking.of(kernel.r, labels, k)
     classes = np.arange(len(depth))
     rng = numpy_generator(seed, "resample")
+    graph, _ = neighbors_by_distance(kernel_distances(kernel.r), k, exclude_labels=labels)
     shuffled = [
-        ranking.profile(depth, rng.permutation(classes)[labels], depths)
+        lift(graph, depth, np.asarray(depths), rng.permutation(classes)[labels])
         for _ in range(settings["permutations"])
     ]
     groups = np.array_split(
@@ -222,19 +218,14 @@ def _measure(
     without_classes = []
     for group in groups:
         keep = ~np.isin(labels, group)
-        part = Ranking.of(kernel.r[np.ix_(keep, keep)], labels[keep], k)
-        without_classes.append(part.profile(depth, labels[keep], depths))
-    without_draws = [
-        Ranking.of(r, labels, k).profile(depth, labels, depths) for r in kernel.left_out
-    ]
-    value = ranking.profile(depth, labels, depths)
-    for name in STATISTICS:
-        low, high = np.quantile([null[name] for null in shuffled], [0.025, 0.975], axis=0)
-        curve.values[name].append(value[name])
-        curve.low[name].append(low)
-        curve.high[name].append(high)
-        curve.draws[name].append([part[name] for part in without_draws])
-        curve.classes[name].append([part[name] for part in without_classes])
+        part = kernel.r[np.ix_(keep, keep)]
+        without_classes.append(nearest_lift(part, labels[keep], k, depth, depths))
+    low, high = np.quantile(shuffled, [0.025, 0.975], axis=0)
+    curve.values.append(lift(graph, depth, np.asarray(depths), labels))
+    curve.low.append(low)
+    curve.high.append(high)
+    curve.draws.append([nearest_lift(r, labels, k, depth, depths) for r in kernel.left_out])
+    curve.classes.append(without_classes)
 
 
 def maps(
@@ -248,7 +239,7 @@ def maps(
     tree = Hierarchy.from_file(hierarchy)
     checkpoints = read_network(states, kernels)
     labels = _labels(tree, hierarchy, checkpoints[0])
-    rule = settings["headline"]["rule"]
+    rule = settings["headline"]
     found: list[np.ndarray] = []
     for checkpoint in bar(checkpoints, "maps", unit="map"):
         graph = neighbors_by_distance(
