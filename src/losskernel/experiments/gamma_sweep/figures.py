@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import EngFormatter
 
 from losskernel.experiments.gamma_sweep.analyze import (
     BY_DEPTH,
@@ -71,7 +72,7 @@ def sweep(metrics: Path, output: Path, output_png: Path) -> None:
         curve(axes[1, 1], "linear share", "linear share", color=GREEN, marker="v", ls="--")
     axes[1, 1].set(ylabel="nats, or share", title="Distance from the linear limit")
     for axis in axes.flat:
-        labels = ["limit" if np.isinf(gamma) else f"{gamma:,.0f}" for gamma in gammas]
+        labels = ["limit" if np.isinf(gamma) else EngFormatter(sep="")(gamma) for gamma in gammas]
         axis.set_xticks(range(len(gammas)), labels)
         axis.set(xlabel="localization γ (1 / weight²)", xlim=(-0.3, len(gammas) - 0.7))
         low, high = axis.get_ylim()
