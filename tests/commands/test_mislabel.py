@@ -198,7 +198,7 @@ def test_a_pilot_chooses_the_probe_where_none_is_given(photos, tmp_path, caplog)
     caplog.clear()
     with caplog.at_level("INFO", "losskernel"):  # a run that goes on has its probe
         assert rank_folder(photos, tmp_path / "s.csv", "--draws", 6) == 0
-    assert "pilot" not in caplog.text
+    assert "pilot:" not in caplog.text
     assert json.loads(LossTrace.load(tmp_path / "s.nc").attributes["probe"]) == probe
 
 

@@ -144,7 +144,7 @@ def test_the_mean_of_networks_has_the_error_that_they_show(metrics, tmp_path):
     claims = pd.read_csv(tmp_path / "claims.csv").set_index("id")
     assert list(claims.index) == ["gamma.small_hierarchy", "gamma.small_colour"]
     row = claims.loc["gamma.small_colour"]
-    assert "network(s) 1, 2" in row.setting and "error over networks" in row.setting
+    assert "networks 1, 2" in row.setting and "error over networks" in row.setting
     assert row.spread > 0.1
 
 
