@@ -35,7 +35,7 @@ EXAMPLES = {
     "weights": "losskernel weights convert --caffemodel bvlc_googlenet.caffemodel "
     "--output bvlc_googlenet.safetensors",
     "limit": "losskernel limit gradients --model mine.py:build --inputs data.npz "
-    "--output gradients",
+    "--folder gradients",
 }
 HERE = Path(__file__).parent
 log = logging.getLogger("losskernel")

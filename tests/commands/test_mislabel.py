@@ -187,7 +187,7 @@ def test_the_time_decides_how_many_draws_and_a_run_that_goes_on_keeps_its_own(
     assert LossTrace.load(tmp_path / "s.nc").losses.shape == (1, 200, 6)
 
 
-def test_a_pilot_chooses_the_probe_where_none_is_given(photos, tmp_path, caplog):
+def test_a_pilot_chooses_the_probe_where_none_is_given(photos, tmp_path, caplog, capsys):
     with caplog.at_level("INFO", "losskernel"):
         assert rank_folder(photos, tmp_path / "s.csv") == 0
     probe = json.loads(LossTrace.load(tmp_path / "s.nc").attributes["probe"])
@@ -200,6 +200,9 @@ def test_a_pilot_chooses_the_probe_where_none_is_given(photos, tmp_path, caplog)
         assert rank_folder(photos, tmp_path / "s.csv", "--draws", 6) == 0
     assert "pilot:" not in caplog.text
     assert json.loads(LossTrace.load(tmp_path / "s.nc").attributes["probe"]) == probe
+    assert f"going on with {tmp_path / 's.journal'}: gamma = " in caplog.text
+    assert rank_folder(photos, tmp_path / "s.csv", "--n-beta", 5) == 1
+    assert "holds a run with n_beta = 0; go on with that" in capsys.readouterr().err
 
 
 def test_a_model_without_preprocessing_is_refused(photos, tmp_path, capsys):

@@ -26,7 +26,8 @@ ARRAYS = {"inputs": RNG.standard_normal((12, 5)).astype(np.float32), "targets": 
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(MODEL)
-    np.savez("data.npz", **ARRAYS, label=np.array(list("abcdefghijkl")))
+    np.savez("data.npz", **ARRAYS, label=np.array(list("abcdefghijkl")), R=np.arange(12))
+    np.savez("long.npz", **ARRAYS, label=np.arange(3))
     np.savez("other.npz", x=ARRAYS["inputs"])
     Path("no.npz").write_text("no archive")
     return tmp_path
@@ -83,9 +84,9 @@ def test_the_kernel_by_gradients(folder, caplog):
 def test_the_limit_from_gradients_to_the_kernel(folder):
     assert run("--gamma", 1e6, "--draws", 3, "--journal", "j", "--displacements") == 0
     for step in (
-        "gradients --model mine.py:build --inputs data.npz --output g",
-        "gram --gradients g --output gram.npz",
-        "linear --gradients g --displacements j --output linear.npz",
+        "gradients --model mine.py:build --inputs data.npz --folder my.g",
+        "gram --gradients my.g --output gram.npz",
+        "linear --gradients my.g --displacements j --output linear.npz",
         "kernel --trace trace.nc --gram gram.npz --output limit.npz",
         "kernel --trace trace.nc --gram gram.npz --linear linear.npz --output both.npz",
     ):
@@ -104,6 +105,7 @@ def test_the_limit_from_gradients_to_the_kernel(folder):
         (("--step-size", 1e-3), "data.npz", "step_size: give gamma too"),
         (("--gamma", 100, "--rise", 1), "data.npz", "rise: is for the pilot"),
         (("--gamma", 100), "other.npz", "other.npz: holds ['x']; save arrays named inputs and"),
+        (("--gamma", 100), "long.npz", "long.npz: label has shape (3,) beside 12 inputs"),
         (("--gamma", 100), "no.npz", "no.npz: not an .npz archive"),
         (("--gamma", 100), "none.npz", "none.npz: "),
     ],

@@ -170,7 +170,7 @@ def test_a_depth_is_later_than_growth_alone_by_two_errors():
         values=list(values),
         high=list(np.full((4, 2), 1.5)),
         final=list(grown.swapaxes(1, 2).astype(float)),
-        classes=list(values[:, None] + [[[0.1, 0.1]], [[-0.1, -0.1]]][0]),
+        classes=list(values[:, None] + np.array([[0.1, 0.1], [-0.1, -0.1]])),
     )
     first, second = analysis._Crossings.of(curve, 0.5, "final").rows([1, 2])
     assert first["resolved"] and not first["later"] and first["log_delay"] < 0

@@ -20,7 +20,8 @@ def own(
     """A user's model, its inputs and targets, and what else is known of each input, by name.
 
     Raises:
-        DataError: the file holds no arrays named inputs and targets, or cannot be read.
+        DataError: the file holds no arrays named inputs and targets, others than of one value an
+            input, or cannot be read.
         ConfigError, WeightsError: see :func:`losskernel.models.loader.load_classifier`.
     """
     import torch  # seconds to load, which most commands do not need
@@ -31,4 +32,10 @@ def own(
     if not {"inputs", "targets"} <= arrays.keys():
         raise DataError(f"{inputs}: holds {sorted(arrays)}; save arrays named inputs and targets")
     data = torch.as_tensor(arrays.pop("inputs")), torch.as_tensor(arrays.pop("targets"))
+    for name, values in arrays.items():
+        if values.shape != (len(data[0]),):
+            raise DataError(
+                f"{inputs}: {name} has shape {values.shape} beside {len(data[0])} inputs; give one "
+                "value an input, or leave it out"
+            )
     return load_classifier(model, weights, seed=seed).model, data, arrays

@@ -35,7 +35,7 @@ def kernel(
 
     Args:
         model: as for losskernel trace sample.
-        inputs: as for losskernel trace sample; arrays with one value an input are kept.
+        inputs: as for losskernel trace sample; name, label and wnid are kept.
         gamma: localization, one over the variance of a weight; the pilot of losskernel trace sample
             proposes one.
         output: the archive (.npz).
@@ -66,12 +66,15 @@ def kernel(
     (rise, error), (half, whole) = found.rise, found.reliability
     log.info("mean loss rises by %.3g \u00b1 %.1g", rise, error)
     log.info("linear share %.2f; reliability %.2f (halves %.2f)", found.linear_share, whole, half)
-    names = {"name": known.get("name", np.arange(len(found.kernel)).astype(str))}
+    if found.linear_share < 0.4 and nodes < 6:
+        log.info("less than 0.4 of it is linear: 3 nodes are too few there; take --nodes 6")
+    names = {"name": np.arange(len(found.kernel)).astype(str)}
+    names |= {key: known[key] for key in ("name", "label", "wnid") if key in known}
     write_npz(
         output,
         K=found.kernel,
         R=found.correlation,
         K_error=found.error(),
         R_error=found.error(of="correlation"),
-        **known | names,
+        **names,
     )

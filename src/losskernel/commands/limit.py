@@ -30,7 +30,7 @@ from losskernel.trace import LossTrace, behave_alike, settings_attribute
 def gradients(
     model: str,
     inputs: Path,
-    output: Path,
+    folder: Path,
     weights: str = "pretrained",
     parameters: str = "trainable",
     device: str = "cpu",
@@ -43,14 +43,14 @@ def gradients(
     Args:
         model: as for losskernel trace sample.
         inputs: as for losskernel trace sample.
-        output: folder of the gradients.
+        folder: of the gradients.
         weights: file of weights, or "pretrained": those that the function brings.
         parameters: a pattern of the parameters, "trainable" or "all".
         device: cpu or cuda.
         seed: of random weights.
     """
     network, data, _ = own(model, weights, inputs, seed)
-    per_sample_gradients(network, data, output, parameters=parameters, device=device)
+    per_sample_gradients(network, data, folder, parameters=parameters, device=device)
 
 
 def gram(gradients: Path, output: Path, parameters: str = "all") -> None:

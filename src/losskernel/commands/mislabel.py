@@ -370,8 +370,14 @@ def folder(
         raise ConfigError("step_size: give gamma too, or neither and a pilot chooses them")
     probe = None if gamma is None else Probe(n_beta, gamma, step_size)
     begun = _begun(journal)  # a run that goes on keeps its probe and its draws
-    if probe is None and begun is not None and begun.probe.n_beta == n_beta:
+    if probe is None and begun is not None:
         probe = begun.probe
+        if probe.n_beta != n_beta:
+            raise ConfigError(
+                f"n_beta = {n_beta:g}: {journal} holds a run with n_beta = {probe.n_beta:g}; go on "
+                "with that, or choose another journal"
+            )
+        log.info("going on with %s: gamma = %.4g, %d draws", journal, probe.gamma, begun.draws)
     usable_device(device)  # told before images are read
     classifier = load_classifier(model, weights, image_size, seed)
     shown = ClassFolders(images, classifier.preprocess, per_class=per_class)
@@ -389,16 +395,17 @@ def folder(
         pilot = propose_probe(classifier.model, data, n_beta, RISE, seed=seed, **PILOT, **options)
         log.info("pilot: %s", pilot.found)
         probe = pilot.probe
+    known = 0 if begun is None else begun.draws
     if draws is None and not probe.direct:
-        draws = 100
+        draws = max(100, known)
     elif draws is None:
         left = 60 * minutes - (time.monotonic() - started)
         seconds = _seconds_a_draw(classifier.model, data[0], eval_batch_size, device)
         total = min(max(int(left / seconds), FEWEST_DRAWS), MOST_DRAWS)
-        draws = max(-(-total // chains), 0 if begun is None else begun.draws)
-        told = seconds * draws * chains / 60
+        draws = max(-(-total // chains), known)
+        told = seconds * (draws - known) * chains / 60
         log.info("%d x %d draws of %d images: %.1f minutes", chains, draws, len(shown), told)
-        if total == FEWEST_DRAWS and 60 * told > left:
+        if total == FEWEST_DRAWS and 60 * told > max(left, 0):
             log.info("more than the minutes given: these are the fewest; --draws can ask for fewer")
     trace = sample_losses(
         classifier.model,

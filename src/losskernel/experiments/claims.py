@@ -331,17 +331,23 @@ def prose(claim: Claim, row: dict) -> str:
     if word in ("", UNTESTED):
         return word
     value, spread, null = row["reproduced"], row["spread"], row["null"]
+    if pd.isna(spread) and word == UNRESOLVED:
+        return f"{word}: its error is not known"
     if isinstance(claim.expected, Number):
         away = value - claim.expected.value
         near = not pd.isna(spread) and abs(away) <= errors_of(_count(row)) * spread
         side = "within its error of" if near else "above" if away > 0 else "below"
         return f"{word}: {side} the paper's"
-    if word != FAILS and claim.needs_null and pd.isna(null):
-        return f"{word}: no null shows what growth alone gives"
-    if word == UNRESOLVED and pd.isna(spread):
-        return f"{word}: its error is not known"
-    if pd.isna(null):
-        return word
-    beyond = value > null if math.isfinite(claim.expected.low) else value < null
-    side = "beyond" if beyond else "not beyond"
-    return f"{word}: {side} {null:.3g}, the 97.5 % bound of its null"
+    low, high = claim.expected.low, claim.expected.high
+    bounds = [f"above {low:g}"] * math.isfinite(low) + [f"below {high:g}"] * math.isfinite(high)
+    wanted = " and ".join(bounds)
+    bound = "" if pd.isna(null) else f"{null:.3g}, the 97.5 % bound of its null"
+    if word == FAILS:
+        return f"{word}: the claim is {wanted}"
+    if word == HOLDS:
+        return f"{word}: {wanted}" + (f" and beyond {bound}" if bound else "")
+    if claim.needs_null and not bound:
+        return f"{word}: there is no null to set it beside"
+    if bound and (value <= null if math.isfinite(low) else value >= null):
+        return f"{word}: not beyond {bound}"
+    return f"{word}: its error leaves open whether it is {wanted}"

@@ -113,7 +113,7 @@ def _settings(rows: pd.DataFrame) -> list[str]:
     for section, group in rows.groupby(rows.id.str.partition(".")[0], sort=False):
         settings = [setting.split("; ") for setting in group.setting]
         shared = [part for part in settings[0] if all(part in one for one in settings[1:])]
-        lines += ["", f"**{section}**: {'; '.join(shared)}".rstrip(": ") + ".", ""]
+        lines += ["", f"**{section}**" + (f": {'; '.join(shared)}." if shared else ""), ""]
         before = ""
         for row, setting in zip(group.itertuples(), settings, strict=True):
             own = "; ".join(part for part in setting if part not in shared)

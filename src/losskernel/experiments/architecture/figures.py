@@ -73,7 +73,7 @@ def networks(
         row[1].set_xticks(STEP * np.arange(len(names)) + 0.6, [NETWORKS.get(n, n) for n in names])
         row[1].set(
             ylabel="correlation with WordNet, without noise",
-            title=f"{IMAGES[images]}: R follows WordNet",
+            title=f"{IMAGES[images]}: R against WordNet",
         )
         for what, look in LOOKS.items():
             for sign, face in (("", "black"), (", magnitude", "white")):

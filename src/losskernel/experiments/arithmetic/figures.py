@@ -149,8 +149,9 @@ def _along_gamma(axis, along: pd.DataFrame, gamma: float) -> None:
     risen = rows[rows["rise"] > 0]
     rise.plot(risen["gamma"], risen["rise"], color=GRAY, lw=1, marker=".")
     rise.set(yscale="log", ylabel="rise of the mean loss (nats), gray")
-    low, high = risen["rise"].min(), risen["rise"].max()
-    rise.set_ylim(low * (low / high) ** 0.5, 2 * high)  # above the legend
+    if len(risen):
+        low, high = risen["rise"].min(), risen["rise"].max()
+        rise.set_ylim(low * (low / high) ** 0.5, 2 * high)  # above the legend
     rise.yaxis.label.set_color(GRAY)
     axis.legend(frameon=False, fontsize="x-small", loc="lower left")
 

@@ -77,7 +77,7 @@ def trajectory(
 def _three(depths: pd.Series) -> np.ndarray:
     """Three depths, the finest among them: more lines cannot be told apart."""
     found = np.sort(depths.unique())
-    return found[np.unique(np.linspace(0, len(found) - 1, 4).round().astype(int))][-3:]
+    return found[np.linspace(0, len(found) - 1, 4).round().astype(int)[1:]] if len(found) else found
 
 
 def _scatter(axis, data: dict, points: np.ndarray):

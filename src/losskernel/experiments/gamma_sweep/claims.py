@@ -53,9 +53,10 @@ def claims(metrics: Path, settings: dict, output: Path) -> None:
 def small(metrics: Path, settings: dict, output: Path) -> None:
     """Rows of the sweep of the small networks, means over them."""
     table = pd.read_csv(metrics)
-    networks = ", ".join(map(str, settings["training_seeds"]))
+    seeds = settings["training_seeds"]
+    networks = f"network{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     scale = (
-        f"last checkpoint of networks {networks} of development (Tiny ImageNet), Gaussian probe, "
+        f"last checkpoint of {networks} of development (Tiny ImageNet), Gaussian probe, "
         f"{settings['pairs']} pairs of gradients; {_scale(table)}"
     )
     found = {
