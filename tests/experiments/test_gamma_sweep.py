@@ -145,7 +145,7 @@ def test_the_mean_of_networks_has_the_error_that_they_show(metrics, tmp_path):
     assert list(claims.index) == ["gamma.small_hierarchy", "gamma.small_colour"]
     row = claims.loc["gamma.small_colour"]
     assert "networks 1, 2" in row.setting and "error over networks" in row.setting
-    assert row.spread > 0.1
+    assert row.spread > 0.1 and row.n == 2
 
 
 def test_a_single_network_has_no_error_over_networks(metrics, folder, tmp_path):

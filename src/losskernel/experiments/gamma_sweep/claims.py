@@ -54,14 +54,15 @@ def small(metrics: Path, settings: dict, output: Path) -> None:
     """Rows of the sweep of the small networks, means over them."""
     table = pd.read_csv(metrics)
     seeds = settings["training_seeds"]
+    several = len(seeds) if len(seeds) > 1 else None
     networks = f"network{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     scale = (
         f"last checkpoint of {networks} of development (Tiny ImageNet), Gaussian probe, "
         f"{settings['pairs']} pairs of gradients; {_scale(table)}"
     )
     found = {
-        "gamma.small_hierarchy": _change(table, LIFT, (HIERARCHY, MAGNITUDE), scale),
-        "gamma.small_colour": _change(table, COLOR_LIFT, (COLOR,), scale),
+        "gamma.small_hierarchy": _change(table, LIFT, (HIERARCHY, MAGNITUDE), scale, several),
+        "gamma.small_colour": _change(table, COLOR_LIFT, (COLOR,), scale, several),
     }
     write_claims(found, output)
 
@@ -78,7 +79,13 @@ def _scale(table: pd.DataFrame) -> str:
     )
 
 
-def _change(table: pd.DataFrame, lift: str, correlations: tuple[str, ...], scale: str) -> dict:
+def _change(
+    table: pd.DataFrame,
+    lift: str,
+    correlations: tuple[str, ...],
+    scale: str,
+    networks: int | None = None,
+) -> dict:
     """From the lowest gamma to the highest; correlations without noise stand beside the lift."""
     change = table[table.statistic == f"change of {lift}"].iloc[0]
     known = not np.isnan(change.get("error_networks", np.nan))
@@ -90,7 +97,7 @@ def _change(table: pd.DataFrame, lift: str, correlations: tuple[str, ...], scale
     return measured(
         change.value,
         float(all_errors(change)),
-        None,
+        networks,
         f"{scale}; spread: jackknife over draws and over classes{among}",
         beside=beside,
     )
