@@ -62,8 +62,7 @@ def trajectory(
     lift_axis.legend(title="hypernym depth", frameon=False, loc="upper left", ncols=3)
     _crossings(crossing_axis, chosen, crossed[crossed["kernel"] == FEATURES], data["steps"])
     maps = below.subplots(1, 2)
-    # Between the first and the last crossing, where coarse depths have appeared and fine have not.
-    middle = np.log1p([chosen["step"].min(), chosen["step"].max()]).mean()
+    middle = np.log1p(chosen["step"]).median()  # when half of the depths have appeared
     early = int(np.nanargmin(np.abs(np.log1p(data["steps"]) - middle))) if len(chosen) else 0
     for axis, at in zip(maps, (early, len(data["steps"]) - 1), strict=True):
         _scatter(axis, data, data["maps"][at])
@@ -135,10 +134,10 @@ def _crossings(axis, rows: pd.DataFrame, features: pd.DataFrame, steps: np.ndarr
     if len(late):
         axis.plot(late["depth"], late["step"], "o", color=VERMILION, label="later than that")
     axis.plot(features["depth"], features["step"], "s", color=ORANGE, mfc="white", label="features")
-    axis.set_yscale("log")
+    _step_axis(axis.yaxis, steps)
     axis.set(xlabel="hypernym depth", ylabel="step at half of the final lift")
     axis.set_title("When each depth appears (± s.e.; gray ± 2 sd)")
-    axis.legend(frameon=False, fontsize="small")
+    axis.legend(frameon=False, fontsize="small", loc="upper left")
 
 
 def animation(arrays: Path, output: Path) -> None:
