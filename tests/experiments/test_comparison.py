@@ -39,7 +39,7 @@ def test_a_claim_that_needs_a_null_does_not_hold_without_one():
     assert verdict(claim, row) == "not resolved"
     assert prose(claim, row) == "not resolved: there is no null to set it beside"
     row = measured(0.9, 0.1, 3, "", null=0.95)
-    assert prose(claim, row) == "not resolved: not beyond 0.95, the 97.5 % bound of its null"
+    assert prose(claim, row) == "not resolved: not beyond its null's 0.95"
     assert prose(claim, measured(0.9, None, 3, "", null=0.5)).endswith("its error is not known")
     assert prose(claim, measured(0.9, 0.6, 3, "", null=0.5)).endswith("open whether it is above 0")
     across = BY_ID["localization.cross_task"]

@@ -326,7 +326,10 @@ def _count(row: dict) -> int | None:
 
 
 def prose(claim: Claim, row: dict) -> str:
-    """The verdict with its reason, at most 25 words; empty for a fact that was measured."""
+    """The verdict with its reason, at most 25 words; empty for a fact that was measured.
+
+    The number of a null is its 97.5 % bound.
+    """
     word = verdict(claim, row)
     if word in ("", UNTESTED):
         return word
@@ -341,11 +344,11 @@ def prose(claim: Claim, row: dict) -> str:
     low, high = claim.expected.low, claim.expected.high
     bounds = [f"above {low:g}"] * math.isfinite(low) + [f"below {high:g}"] * math.isfinite(high)
     wanted = " and ".join(bounds)
-    bound = "" if pd.isna(null) else f"{null:.3g}, the 97.5 % bound of its null"
+    bound = "" if pd.isna(null) else f"its null's {null:.3g}"
     if word == FAILS:
         return f"{word}: the claim is {wanted}"
     if word == HOLDS:
-        return f"{word}: {wanted}" + (f" and beyond {bound}" if bound else "")
+        return f"{word}: {wanted}" + (f", beyond {bound}" if bound else "")
     if claim.needs_null and not bound:
         return f"{word}: there is no null to set it beside"
     if bound and (value <= null if math.isfinite(low) else value >= null):
