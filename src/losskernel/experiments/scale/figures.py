@@ -31,10 +31,11 @@ def figure(
     told = told.set_index(["rise", "fact"]).value
     rises = sorted(table.rise.unique())
     page, axes = plt.subplots(2, 2, figsize=(10, 10), height_ratios=(1.25, 1))
-    colors, same = group_colors(data), told[float(data["headline"]), "same_label_share"]
+    headline = float(data["headline"])
+    colors, same = group_colors(data), told[headline, "same_label_share"]
     order = np.random.default_rng(0).permutation(len(colors))  # no group lies above the others
     titles = {
-        "removed": "UMAP of R, pairs of equal label removed",
+        "removed": f"UMAP of R, loss + {headline:g} nats, pairs of equal label removed",
         "kept": f"the same, kept: {same:.0%} of the nearest are of one's own label",
     }
     for axis, (which, title) in zip(axes[0], titles.items(), strict=True):
@@ -70,5 +71,5 @@ def figure(
     axes[1, 1].invert_yaxis()
     axes[1, 1].set(xlabel="rank correlation of R with likeness in ...")
     axes[1, 1].set_title("Images of one class: what R follows", fontsize="medium")
-    axes[1, 1].legend(frameon=False, fontsize="small", loc="lower right")
+    axes[1, 1].legend(frameon=False, fontsize="small", loc="center right")
     save_figure(page, output, output_png)
