@@ -138,3 +138,13 @@ def test_the_page_on_estimators_begins_with_the_same_lines():
         line[2:].replace("`", "") for line in page.read_text().splitlines() if line[:2] == "- "
     ]
     assert lines == ESTIMATORS.splitlines()
+
+
+def test_the_bar_is_shown_where_it_is_asked_for(monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "losskernel.sampling.pilot.bar",
+        lambda items, *_, show, **__: shown.append(show) or items,
+    )
+    assert propose(progress=True).probe == propose(progress=False).probe
+    assert shown == [True, False]

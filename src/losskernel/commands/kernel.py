@@ -67,7 +67,7 @@ def kernel(
     log.info("mean loss rises by %.3g \u00b1 %.1g", rise, error)
     log.info("linear share %.2f; reliability %.2f (halves %.2f)", found.linear_share, whole, half)
     if found.linear_share < 0.4 and nodes < 6:
-        log.info("less than 0.4 of it is linear: 3 nodes are too few there; take --nodes 6")
+        log.info("less than 0.4 of it is linear: %d nodes are few there; take --nodes 6", nodes)
     names = {"name": np.arange(len(found.kernel)).astype(str)}
     names |= {key: known[key] for key in ("name", "label", "wnid") if key in known}
     write_npz(
